@@ -1,0 +1,63 @@
+//! The conversation over the inherited socket pair: one [`Action`] a message
+//! (SOCK_SEQPACKET, JSON, descriptors by SCM_RIGHTS), one [`Reply`] to each, in
+//! order. [`Event`]s come unasked on a socket of their own.
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::VmSpec;
+
+/// Asked of the VMM by its owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Build the VM from this spec, lock the process up and run CPU 0.
+    /// Carries the descriptors of `BootFiles`, in its order.
+    Boot(Box<VmSpec>),
+    /// Make one image file readable in the image window at `offset`.
+    /// Carries the file's descriptor. Offset and length: multiples of 4096.
+    MapImage {
+        /// Byte offset in the window.
+        offset: u64,
+        /// Bytes of the file to show, from its start.
+        length: u64,
+    },
+    /// Take back what `MapImage` put at `offset`.
+    UnmapImage {
+        /// As given to `MapImage`.
+        offset: u64,
+    },
+    /// Start the thread of this vCPU (1..vcpus), so that the guest can online it.
+    OnlineCpu {
+        /// Index of the vCPU.
+        cpu: u8,
+    },
+    /// Counters of the VM and its devices.
+    Stats,
+    /// Stop the VM and exit.
+    Shutdown,
+}
+
+/// Answer to an [`Action`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// Answer to [`Action::Stats`].
+    Stats(Box<crate::metrics::Stats>),
+    /// Not done; one sentence that names the thing and the next step.
+    Failed(String),
+}
+
+/// Said unasked by the VMM, newline-delimited JSON; end of file means that the VMM died.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// The agent dialled the ready port.
+    Ready,
+    /// The guest is gone; the VMM exits after it.
+    Stopped {
+        /// Why, in words: "guest reset", "guest panic", "vcpu failed: ...".
+        reason: String,
+    },
+}
