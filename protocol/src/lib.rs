@@ -7,13 +7,13 @@ pub mod ids;
 pub mod ports;
 
 /// Messages generated from `guest.proto`.
-#[allow(missing_docs, clippy::all, unused)]
+#[allow(missing_docs, nonstandard_style, clippy::all, unused)]
 pub mod guest {
     include!(concat!(env!("OUT_DIR"), "/guest.rs"));
 }
 
 /// Client and server stubs generated from `guest.proto`.
-#[allow(missing_docs, clippy::all, unused)]
+#[allow(missing_docs, nonstandard_style, clippy::all, unused)]
 pub mod guest_ttrpc {
     use crate::guest;
     include!(concat!(env!("OUT_DIR"), "/guest_ttrpc.rs"));

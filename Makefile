@@ -1,0 +1,43 @@
+# joey: `make demo` shows a pod in a microVM, `make test` runs every test.
+# Both install what they need (Debian 12, root) and cache what takes long outside
+# the checkout, under JOEY_CACHE (default ~/.cache/joey).
+
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 60
+GUEST_TARGET := x86_64-unknown-linux-gnu
+TESTHOST := cargo run --quiet --release -p integration --bin testhost --
+
+.PHONY: demo test bench fuzz shell install clean build deps check
+
+demo: build
+	$(TESTHOST) demo
+
+test: build
+	cargo test --workspace
+
+bench: build
+	$(TESTHOST) bench
+
+fuzz: deps
+	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+shell: build
+	$(TESTHOST) shell
+
+# Host binaries, the agent's archive and the guest kernel, in target/joey.
+build: deps
+	scripts/build.sh
+
+deps:
+	@scripts/deps.sh
+
+# What a change must pass beside the tests.
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets
+
+install: build
+	scripts/install.sh $(PREFIX)
+
+clean:
+	cargo clean
