@@ -1,2 +1,100 @@
-//! placeholder
-fn main() {}
+//! The init process of joey's microVM.
+
+use std::future::ready;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use containerd_shim_protos::shim_async::create_task;
+use guest_agent::guest_service::GuestService;
+use guest_agent::service::TaskService;
+use guest_agent::storage::Storage;
+use guest_agent::tasks::Tasks;
+use guest_agent::{boot, reaper};
+use protocol::guest_ttrpc::create_guest;
+use protocol::ports;
+use rustix::system::{RebootCommand, reboot};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+use ttrpc::r#async::Server;
+use ttrpc::r#async::transport::Listener;
+
+type Failure = Box<dyn std::error::Error>;
+
+/// Block devices come in the order in which the VMM lists them.
+const WINDOW: &str = "/dev/vda";
+const SCRATCH: &str = "/dev/vdb";
+/// Turns of the event loop that an answer gets to leave before the machine goes.
+const LAST_TURNS: usize = 16;
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!(
+            "joey-agent is the init process of joey's microVM; it does not run anywhere else"
+        );
+        return ExitCode::FAILURE;
+    }
+    if let Err(failure) = run() {
+        log::error!("{failure}; restarting");
+    }
+    rustix::fs::sync();
+    // A machine without ACPI cannot switch itself off: to its VMM a reset is the end.
+    if let Err(error) = reboot(RebootCommand::Restart) {
+        log::error!("cannot restart: {error}");
+    }
+    // PID 1 ending is a kernel panic, which the VMM sees as well.
+    ExitCode::FAILURE
+}
+
+fn run() -> Result<(), Failure> {
+    boot::begin()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve())
+}
+
+async fn serve() -> Result<(), Failure> {
+    let listen = |port| VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port));
+    let calls = listen(ports::RPC)?;
+    let streams = listen(ports::STREAM)?;
+
+    // One poll sends the packet that says that both listen; the host works while the
+    // rest is done here. It never accepts the connection.
+    let mut dial = Box::pin(VsockStream::connect(VsockAddr::new(
+        VMADDR_CID_HOST,
+        ports::READY,
+    )));
+    tokio::select! {
+        biased;
+        _ = &mut dial => {}
+        () = ready(()) => drop(tokio::spawn(dial)),
+    }
+    boot::finish()?;
+
+    let base = PathBuf::from(boot::BASE);
+    let storage = Storage::new(WINDOW.into(), SCRATCH.into(), base.clone());
+    let tasks = Arc::new(Tasks::new(base, storage)?);
+    let mut children = reaper::child_signal()?;
+    let mut server = Server::new()
+        .add_listener(Listener::from(calls))
+        .register_service(create_task(Arc::new(TaskService(Arc::clone(&tasks)))))
+        .register_service(create_guest(Arc::new(GuestService(Arc::clone(&tasks)))));
+    server.start().await?;
+    tokio::spawn(tasks.streams.clone().serve(streams));
+    let memory = Arc::clone(&tasks);
+    tokio::spawn(async move { memory.watch_memory().await });
+
+    loop {
+        tokio::select! {
+            signal = children.recv() => match signal {
+                Some(()) => tasks.reap(),
+                None => return Err("no more signals of children".into()),
+            },
+            () = tasks.power_off.notified() => break,
+        }
+    }
+    for _ in 0..LAST_TURNS {
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}

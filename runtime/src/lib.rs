@@ -1,1 +1,37 @@
-//! runtime
+//! OCI runtime engine.
+//!
+//! A spec becomes a validated plan before anything is made; then one `clone3` makes the container's
+//! first process, in its namespaces and in its cgroup, which builds the root file system and waits
+//! for [`Container::start`].
+//!
+//! The engine is synchronous and forks without exec: call it from a process (not a thread) that
+//! runs one thread only, because a forked child has only the calling thread while locks of the
+//! others (of the allocator, for example) stay held.
+//!
+//! It needs Linux 5.14 or later and cgroup version 2.
+
+mod capabilities;
+pub mod cgroup;
+mod container;
+mod copy;
+mod devices;
+mod error;
+mod hooks;
+mod mounts;
+mod namespaces;
+mod plan;
+mod process;
+mod rootfs;
+mod seccomp;
+mod state;
+mod sys;
+mod tty;
+
+pub use cgroup::{CgroupDriver, CgroupError, CgroupStats};
+pub use container::{Container, CreateOptions};
+pub use error::{CreateError, DeleteError, ExecError, KillError, StartError};
+pub use hooks::HookError;
+pub use plan::PlanError;
+pub use process::{Io, Launched, TerminalSize};
+pub use state::{StateError, Status};
+pub use tty::resize;

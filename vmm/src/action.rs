@@ -11,7 +11,7 @@ use crate::spec::VmSpec;
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Build the VM from this spec, lock the process up and run CPU 0.
-    /// Carries the descriptors of `BootFiles`, in its order.
+    /// Carries the descriptors of [`crate::BootFiles`], in its order.
     Boot(Box<VmSpec>),
     /// Make one image file readable in the image window at `offset`.
     /// Carries the file's descriptor. Offset and length: multiples of 4096.

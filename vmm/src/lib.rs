@@ -1,1 +1,29 @@
-//! vmm
+//! joey-vmm: one microVM, in one jailed process, on KVM.
+//!
+//! The owner of a VM (the shim) uses [`Vmm`]: it spawns the `joey-vmm` binary,
+//! hands it descriptors and a [`VmSpec`], and drives it with [`Action`]s. All
+//! other modules are that process: they are public for its tests and fuzzers.
+
+pub mod action;
+pub mod arch;
+pub mod boot;
+pub mod channel;
+pub mod client;
+pub mod devices;
+pub mod files;
+pub mod jail;
+pub mod kvm;
+pub mod memory;
+pub mod metrics;
+pub mod process;
+pub mod seccomp;
+pub mod spec;
+pub mod sys;
+pub mod vcpu;
+pub mod vm;
+
+pub use action::{Action, Event, Reply};
+pub use client::{ClientError, Vmm};
+pub use files::BootFiles;
+pub use metrics::Stats;
+pub use spec::{NetSpec, SpecError, VmSpec};

@@ -32,3 +32,98 @@ pub struct NetSpec {
     /// The interface's MTU in bytes.
     pub mtu: u16,
 }
+
+/// Most vCPUs of a VM.
+pub const MAX_VCPUS: u8 = 32;
+/// Least guest memory: below it the kernel cannot unpack the agent.
+pub const MIN_MEMORY_MIB: u32 = 64;
+/// Most guest memory: what 40 physical address bits hold, less the device hole.
+pub const MAX_MEMORY_MIB: u32 = 1_000_000;
+
+/// Why a [`VmSpec`] cannot be run.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum SpecError {
+    /// `vcpus` is out of range.
+    #[error("{0} vCPUs asked for; a sandbox has 1 to {MAX_VCPUS}")]
+    Vcpus(u8),
+    /// `memory_mib` is out of range.
+    #[error(
+        "{0} MiB of guest memory asked for; a sandbox has {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}"
+    )]
+    Memory(u32),
+    /// The VMM would stay root.
+    #[error("uid {0}, gid {1}: the VMM must run as a user and group of its own, not 0")]
+    Root(u32, u32),
+    /// The MTU is no Ethernet MTU.
+    #[error("MTU {0}: IPv4 needs at least 68 bytes")]
+    Mtu(u16),
+    /// The MAC is all zeros or a group address.
+    #[error("MAC {0:02x?} is not the address of one interface")]
+    Mac([u8; 6]),
+}
+
+impl VmSpec {
+    /// Checks every bound that the rest of the VMM takes for granted.
+    pub fn validate(&self) -> Result<(), SpecError> {
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(SpecError::Vcpus(self.vcpus));
+        }
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(SpecError::Memory(self.memory_mib));
+        }
+        if self.uid == 0 || self.gid == 0 {
+            return Err(SpecError::Root(self.uid, self.gid));
+        }
+        if let Some(net) = &self.net {
+            if net.mtu < 68 {
+                return Err(SpecError::Mtu(net.mtu));
+            }
+            if net.mac == [0; 6] || net.mac[0] & 1 == 1 {
+                return Err(SpecError::Mac(net.mac));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            id: "a".into(),
+            vcpus: 1,
+            memory_mib: 128,
+            net: Some(NetSpec {
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: 1500,
+            }),
+            uid: 1000,
+            gid: 1000,
+            console: false,
+        }
+    }
+
+    #[test]
+    fn accepts_a_plain_spec() {
+        assert_eq!(spec().validate(), Ok(()));
+    }
+
+    #[test]
+    fn refuses_what_the_vmm_cannot_run() {
+        let broken: [fn(&mut VmSpec); 6] = [
+            |s| s.vcpus = 0,
+            |s| s.vcpus = 33,
+            |s| s.memory_mib = 63,
+            |s| s.uid = 0,
+            |s| s.net.as_mut().unwrap().mtu = 67,
+            |s| s.net.as_mut().unwrap().mac[0] = 3,
+        ];
+        for (index, change) in broken.iter().enumerate() {
+            let mut spec = spec();
+            change(&mut spec);
+            assert!(spec.validate().is_err(), "case {index}");
+        }
+    }
+}

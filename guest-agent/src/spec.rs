@@ -1,0 +1,262 @@
+//! Fits the OCI spec that the shim sent to this guest: root, files, cgroup, names.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount, RootBuilder, Spec};
+use protocol::guest::File;
+use protocol::ids::FILE_SOURCE;
+use thiserror::Error;
+
+/// Why a spec cannot be used here.
+#[derive(Debug, Error)]
+pub enum SpecError {
+    /// It is no OCI spec.
+    #[error("the spec is not valid: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A part that a Linux container needs is absent.
+    #[error("the spec has no {0}")]
+    Absent(&'static str),
+    /// A bind mount names a file that did not come with the request.
+    #[error("mount {destination}: {source_name:?} is not one of the {count} files of the request", destination = destination.display())]
+    NoFile {
+        /// Where it should be mounted.
+        destination: PathBuf,
+        /// The mount's source.
+        source_name: String,
+        /// How many files came.
+        count: usize,
+    },
+    /// A file could not be written.
+    #[error("write {path}: {source}", path = path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+/// Parses a config.json.
+pub fn parse(json: &[u8]) -> Result<Spec, SpecError> {
+    Ok(serde_json::from_slice(json)?)
+}
+
+/// Writes the request's files into `directory`, which it makes, and answers with
+/// their paths in order.
+pub fn write_files(directory: &Path, files: &[File]) -> Result<Vec<PathBuf>, SpecError> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| SpecError::Write { path, source }
+    };
+    // Readable for root alone: the files are for one container, and only by its mounts.
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(directory)
+        .map_err(failed(directory))?;
+    let write = |(index, file): (usize, &File)| {
+        let path = directory.join(index.to_string());
+        write_file(&path, file).map_err(failed(&path))?;
+        Ok(path)
+    };
+    files.iter().enumerate().map(write).collect()
+}
+
+fn write_file(path: &Path, file: &File) -> io::Result<()> {
+    let mut open = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    open.write_all(&file.data)?;
+    std::os::unix::fs::fchown(&open, Some(file.uid), Some(file.gid))?;
+    // After the owner: changing it clears set-id bits.
+    open.set_permissions(fs::Permissions::from_mode(file.mode & 0o7777))
+}
+
+/// What a spec is fitted to.
+pub struct Place<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// Where its root file system is mounted.
+    pub rootfs: &'a Path,
+    /// Where the request's files are.
+    pub files: &'a [PathBuf],
+    /// Whether the request asks for a terminal.
+    pub terminal: bool,
+}
+
+/// Edits `spec` for this guest. The namespaces that it does not list are the pod's,
+/// which are the agent's own.
+pub fn adapt(spec: &mut Spec, place: &Place<'_>) -> Result<(), SpecError> {
+    let read_only = spec.root().as_ref().and_then(|root| root.readonly());
+    let mut root = RootBuilder::default().path(place.rootfs);
+    if let Some(read_only) = read_only {
+        root = root.readonly(read_only);
+    }
+    spec.set_root(root.build().ok());
+
+    let process = spec
+        .process_mut()
+        .as_mut()
+        .ok_or(SpecError::Absent("process"))?;
+    process.set_terminal(Some(place.terminal));
+
+    let linux = spec
+        .linux_mut()
+        .as_mut()
+        .ok_or(SpecError::Absent("linux section"))?;
+    // The host's path means nothing here, and the prefix keeps a container's id from
+    // being the name of one of cgroup2's own files.
+    linux.set_cgroups_path(Some(PathBuf::from(format!("/joey-{}", place.id))));
+    if !has_namespace(spec, LinuxNamespaceType::Uts) {
+        // The pod has its name already; a container without a UTS namespace of its
+        // own has none to set.
+        spec.set_hostname(None);
+        spec.set_domainname(None);
+    }
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        adapt_mount(mount, place.files)?;
+    }
+    Ok(())
+}
+
+fn adapt_mount(mount: &mut Mount, files: &[PathBuf]) -> Result<(), SpecError> {
+    if mount.typ().as_deref() == Some("cgroup") {
+        mount.set_typ(Some("cgroup2".into()));
+        mount.set_source(Some("cgroup2".into()));
+    }
+    let source = mount.source().as_ref().and_then(|source| source.to_str());
+    let Some(index) = source.and_then(|source| source.strip_prefix(FILE_SOURCE)) else {
+        return Ok(());
+    };
+    let file = index.parse().ok().and_then(|index: usize| files.get(index));
+    let file = file.cloned().ok_or_else(|| SpecError::NoFile {
+        destination: mount.destination().clone(),
+        source_name: format!("{FILE_SOURCE}{index}"),
+        count: files.len(),
+    })?;
+    mount.set_source(Some(file));
+    Ok(())
+}
+
+/// Whether the container gets a namespace of its own of this kind.
+pub fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    let namespaces = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.namespaces().as_ref());
+    namespaces.is_some_and(|list| list.iter().any(|namespace| namespace.typ() == kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    const SPEC: &str = r#"{
+        "ociVersion": "1.0.2",
+        "root": {"path": "rootfs", "readonly": true},
+        "hostname": "pod",
+        "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}},
+        "mounts": [
+            {"destination": "/etc/hosts", "type": "bind", "source": "joey-file:1", "options": ["rbind", "ro"]},
+            {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
+            {"destination": "/dev/shm", "type": "bind", "source": "/run/joey/shm", "options": ["rbind"]}
+        ],
+        "linux": {"cgroupsPath": "a.slice:cri:b", "namespaces": [{"type": "pid"}, {"type": "mount"}]}
+    }"#;
+
+    fn adapted(json: &str, files: &[PathBuf]) -> Result<Spec, SpecError> {
+        let mut spec = parse(json.as_bytes())?;
+        let place = Place {
+            id: "web",
+            rootfs: Path::new("/rootfs"),
+            files,
+            terminal: true,
+        };
+        adapt(&mut spec, &place).map(|()| spec)
+    }
+
+    #[test]
+    fn a_spec_is_fitted_to_the_guest() {
+        let files = ["/files/0".into(), "/files/1".into()];
+        let spec = adapted(SPEC, &files).unwrap();
+        let root = spec.root().as_ref().unwrap();
+        assert_eq!(
+            (root.path().as_path(), root.readonly()),
+            (Path::new("/rootfs"), Some(true))
+        );
+        assert_eq!(spec.hostname(), &None);
+        assert_eq!(spec.process().as_ref().unwrap().terminal(), Some(true));
+        let linux = spec.linux().as_ref().unwrap();
+        assert_eq!(
+            linux.cgroups_path().as_deref(),
+            Some(Path::new("/joey-web"))
+        );
+        let mounts = spec.mounts().as_ref().unwrap();
+        let sources: Vec<_> = mounts
+            .iter()
+            .map(|mount| mount.source().as_deref().unwrap())
+            .collect();
+        assert_eq!(
+            sources,
+            [
+                Path::new("/files/1"),
+                Path::new("cgroup2"),
+                Path::new("/run/joey/shm")
+            ]
+        );
+        assert_eq!(mounts[1].typ().as_deref(), Some("cgroup2"));
+        assert!(has_namespace(&spec, LinuxNamespaceType::Pid));
+        assert!(!has_namespace(&spec, LinuxNamespaceType::Network));
+    }
+
+    #[test]
+    fn a_uts_namespace_keeps_its_hostname() {
+        let spec = adapted(
+            &SPEC.replace("\"pid\"", "\"uts\""),
+            &["0".into(), "1".into()],
+        )
+        .unwrap();
+        assert_eq!(spec.hostname().as_deref(), Some("pod"));
+    }
+
+    #[test]
+    fn a_file_that_did_not_come_is_named() {
+        let error = adapted(SPEC, &["/files/0".into()]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "mount /etc/hosts: \"joey-file:1\" is not one of the 1 files of the request"
+        );
+        let error = adapted(&SPEC.replace("file:1", "file:../1"), &["/files/0".into()]);
+        assert!(matches!(error, Err(SpecError::NoFile { .. })));
+    }
+
+    #[test]
+    fn files_are_written_with_their_mode() {
+        let base = tempfile::tempdir().unwrap();
+        let directory = base.path().join("files");
+        let (uid, gid) = (
+            rustix::process::geteuid().as_raw(),
+            rustix::process::getegid().as_raw(),
+        );
+        let file = |data: &[u8], mode| File {
+            data: data.into(),
+            mode,
+            uid,
+            gid,
+            ..Default::default()
+        };
+        let paths = write_files(&directory, &[file(b"a", 0o644), file(b"secret", 0o440)]).unwrap();
+        assert_eq!(paths, [directory.join("0"), directory.join("1")]);
+        assert_eq!(fs::read(&paths[1]).unwrap(), b"secret");
+        assert_eq!(fs::metadata(&paths[1]).unwrap().mode() & 0o7777, 0o440);
+        assert_eq!(fs::metadata(&directory).unwrap().mode() & 0o7777, 0o700);
+    }
+}

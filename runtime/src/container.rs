@@ -1,0 +1,446 @@
+//! Containers: making one, finding one again, and everything that can be done with it.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use oci_spec::runtime::{ContainerState, LinuxResources, Process, Spec, State};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::cgroup::{self, Cgroup, CgroupDriver, CgroupError, CgroupStats};
+use crate::error::{CreateError, DeleteError, ExecError, KillError, StartError};
+use crate::hooks;
+use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
+use crate::process::message::{Channel, Message};
+use crate::process::{self, Io, Launched, Place};
+use crate::state::{Saved, StateDir, StateError, Status, born, is_alive, open_process};
+use crate::sys;
+
+/// What [`Container::create`] needs.
+#[derive(Debug)]
+pub struct CreateOptions {
+    /// The container's id: unique in `state_dir`.
+    pub id: String,
+    /// The bundle's directory, absolute: a relative `root.path` starts here.
+    pub bundle: PathBuf,
+    /// The spec.
+    pub spec: Spec,
+    /// The root of the state, one directory per container.
+    pub state_dir: PathBuf,
+    /// How the container's first process is connected.
+    pub io: Io,
+    /// Who makes the cgroup.
+    pub cgroup: CgroupDriver,
+}
+
+/// A container. Dropping this leaves the container as it is.
+#[derive(Debug)]
+pub struct Container {
+    saved: Saved,
+    dir: StateDir,
+    /// The first process; `None` when it was gone already when the container was loaded.
+    first: Option<OwnedFd>,
+}
+
+/// What a create that fails takes away again.
+#[derive(Default)]
+struct Undo {
+    dir: Option<StateDir>,
+    cgroup: Option<Cgroup>,
+    launched: Option<Launched>,
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        // The error that led here is the one to be told; of these nobody would know what to do.
+        if let Some(launched) = &self.launched {
+            // It is this process's child and waits to be started: nobody else ends or collects it.
+            let _ = sys::send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
+            let _ = process::reap(launched.pidfd.as_fd());
+        }
+        if let Some(cgroup) = &self.cgroup {
+            let _ = cgroup.kill().and_then(|()| cgroup.wait_empty());
+            let _ = cgroup.remove();
+            cgroup.undo();
+        }
+        if let Some(dir) = &self.dir {
+            let _ = dir.remove();
+        }
+    }
+}
+
+impl Container {
+    /// Makes the container up to the point where its command can be started: namespaces, cgroup,
+    /// root file system, rights and limits are in place, the command has been found, and its
+    /// process waits.
+    ///
+    /// # Errors
+    /// [`CreateError`]; nothing is left behind then.
+    pub fn create(options: CreateOptions) -> Result<(Self, Launched), CreateError> {
+        let CreateOptions {
+            id,
+            bundle,
+            spec,
+            state_dir,
+            io,
+            cgroup: CgroupDriver::Cgroupfs,
+        } = options;
+        let plan = Plan::new(&spec, &bundle, &id)?;
+        if !plan.namespaces.has_user() {
+            let missing = plan.process.capabilities.missing();
+            if !missing.is_empty() {
+                tracing::warn!("container {id}: cannot be given {}", missing.join(", "));
+            }
+        }
+        let mut undo = Undo::default();
+        let dir = undo.dir.insert(StateDir::create(&state_dir, &id)?);
+        let listener = dir.listen()?;
+        let mount = cgroup::mount_point()?;
+        let cgroup = Cgroup::create(&mount, &plan.cgroup)?;
+        let cgroup = undo.cgroup.insert(cgroup);
+        cgroup.apply(&plan.resources.settings)?;
+        cgroup.set_device_rules(&plan.resources.devices)?;
+
+        let mut saved = Saved {
+            id,
+            bundle,
+            pid: 0,
+            born: 0,
+            cgroup: cgroup.path().to_owned(),
+            created: SystemTime::now(),
+            spec,
+        };
+        let state = saved.state(ContainerState::Creating);
+        let launched = process::create(&plan, cgroup, &mount, listener, io, state.clone())
+            .inspect_err(|_| {
+                // Hooks that have run may have something to take back.
+                hooks::run_all("poststop", plan.hooks.poststop(), &state);
+            })?;
+        let launched = undo.launched.insert(launched);
+        let system = |what| move |source| CreateError::System { what, source };
+        saved.pid = launched.pid;
+        saved.born = born(launched.pid).map_err(system("read the age of the process"))?;
+        dir.save(&saved)?;
+        let first = launched
+            .pidfd
+            .try_clone()
+            .map_err(system("keep the process"))?;
+        undo.cgroup = None;
+        match (undo.dir.take(), undo.launched.take()) {
+            (Some(dir), Some(launched)) => {
+                let first = Some(first);
+                Ok((Self { saved, dir, first }, launched))
+            }
+            _ => unreachable!("both have been put there above"),
+        }
+    }
+
+    /// Finds a container that this or another process has made.
+    ///
+    /// # Errors
+    /// [`StateError::NotFound`] when there is none, others when its state cannot be read.
+    pub fn load(state_dir: &Path, id: &str) -> Result<Self, StateError> {
+        let dir = StateDir::open(state_dir, id)?;
+        let saved = dir.read()?;
+        let first = open_process(saved.pid, saved.born);
+        Ok(Self { saved, dir, first })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.saved.id
+    }
+
+    /// The id of its first process, as the creator saw it.
+    pub fn pid(&self) -> u32 {
+        self.saved.pid
+    }
+
+    /// Its bundle's directory.
+    pub fn bundle(&self) -> &Path {
+        &self.saved.bundle
+    }
+
+    /// Its spec.
+    pub fn spec(&self) -> &Spec {
+        &self.saved.spec
+    }
+
+    /// When it was created.
+    pub fn created(&self) -> SystemTime {
+        self.saved.created
+    }
+
+    /// The directory of its cgroup.
+    pub fn cgroup_path(&self) -> &Path {
+        &self.saved.cgroup
+    }
+
+    /// Where it is in its life.
+    pub fn status(&self) -> Status {
+        if !self.first.as_ref().is_some_and(|first| is_alive(first.as_fd())) {
+            Status::Stopped
+        } else if self.dir.waits_for_start() {
+            Status::Created
+        } else if self.cgroup().is_ok_and(|cgroup| cgroup.is_frozen()) {
+            Status::Paused
+        } else {
+            Status::Running
+        }
+    }
+
+    /// Its state as the specification describes it, which knows no paused container: it is running
+    /// there.
+    pub fn state(&self) -> State {
+        self.saved.state(match self.status() {
+            Status::Created => ContainerState::Created,
+            Status::Running | Status::Paused => ContainerState::Running,
+            Status::Stopped => ContainerState::Stopped,
+        })
+    }
+
+    /// Runs the user's command and returns when the kernel has taken it.
+    ///
+    /// # Errors
+    /// [`StartError`]; when the command could not be run, the first process has ended.
+    pub fn start(&mut self) -> Result<(), StartError> {
+        let status = self.status();
+        if status != Status::Created {
+            return Err(StartError::NotCreated {
+                id: self.saved.id.clone(),
+                status,
+            });
+        }
+        let unreachable = |source| StartError::Unreachable {
+            id: self.saved.id.clone(),
+            source,
+        };
+        let channel = Channel::from(self.dir.connect().map_err(unreachable)?);
+        channel.send(&Message::Start, None).map_err(unreachable)?;
+        let mut executing = false;
+        loop {
+            match channel.receive().map_err(unreachable)? {
+                Some((Message::Executing, _)) => executing = true,
+                Some((Message::Failed(failure), _)) => return Err(failure.into()),
+                Some(_) => {}
+                None if executing => break,
+                None => return Err(unreachable(std::io::ErrorKind::UnexpectedEof.into())),
+            }
+        }
+        if let Some(hooks) = self.saved.spec.hooks() {
+            let state = self.saved.state(ContainerState::Running);
+            hooks::run_all("poststart", hooks.poststart(), &state);
+        }
+        Ok(())
+    }
+
+    /// Adds a process to the container: into its namespaces and its cgroup, under its seccomp
+    /// profile. Returns when the process has become its command.
+    ///
+    /// # Errors
+    /// [`ExecError`]; nothing is left behind then.
+    pub fn exec(&self, process: &Process, io: Io) -> Result<Launched, ExecError> {
+        let status = self.status();
+        let Some(first) = self
+            .first
+            .as_ref()
+            .filter(|_| matches!(status, Status::Created | Status::Running))
+        else {
+            return Err(ExecError::NotRunning {
+                id: self.saved.id.clone(),
+                status,
+            });
+        };
+        let (process, filter) = plan::join(process, &self.saved.spec)?;
+        let cgroup = self.cgroup()?;
+        let mut place = Place {
+            first: first.as_fd(),
+            namespaces: 0,
+            pid: false,
+            user: false,
+            cgroup: &cgroup,
+        };
+        let namespaces = self.saved.spec.linux().iter().filter_map(|linux| linux.namespaces().as_ref());
+        for namespace in namespaces.flatten() {
+            match NamespaceKind::from(namespace.typ()) {
+                NamespaceKind::Pid => place.pid = true,
+                // The kernel refuses to join the user namespace that one is in.
+                NamespaceKind::User => place.user = !self.shares_users(),
+                kind => place.namespaces |= kind.flag(),
+            }
+        }
+        process::exec(&process, filter, &place, io, || self.cgroup_of_first())
+    }
+
+    /// Sends a signal to the first process.
+    ///
+    /// # Errors
+    /// [`KillError::NotRunning`] when it has ended.
+    pub fn kill(&self, signal: i32) -> Result<(), KillError> {
+        let not_running = || KillError::NotRunning(self.saved.id.clone());
+        let first = self.first.as_ref().ok_or_else(not_running)?;
+        if !is_alive(first.as_fd()) {
+            return Err(not_running());
+        }
+        match sys::send_signal(first.as_fd(), signal) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(not_running()),
+            other => other.map_err(|source| self.signal_error(signal, source)),
+        }
+    }
+
+    /// Sends a signal to every process in the container's cgroup. Without any process it does
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`KillError`] when the cgroup cannot be read or a process refuses the signal.
+    pub fn kill_all(&self, signal: i32) -> Result<(), KillError> {
+        let Some(cgroup) = self.cgroup_if_there()? else {
+            return Ok(());
+        };
+        if signal == libc::SIGKILL {
+            return Ok(cgroup.kill()?);
+        }
+        for pid in cgroup.pids()? {
+            let sent = Pid::from_raw(pid as i32)
+                .ok_or(rustix::io::Errno::SRCH)
+                .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+                .map_err(std::io::Error::from)
+                .and_then(|pidfd| sys::send_signal(pidfd.as_fd(), signal));
+            match sent {
+                // It has ended meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other.map_err(|source| self.signal_error(signal, source))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn signal_error(&self, signal: i32, source: std::io::Error) -> KillError {
+        KillError::Signal {
+            id: self.saved.id.clone(),
+            signal,
+            source,
+        }
+    }
+
+    /// Freezes all processes, and returns when they are.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when that takes longer than ten seconds: nothing is frozen then.
+    pub fn pause(&self) -> Result<(), CgroupError> {
+        self.cgroup()?.freeze(true)
+    }
+
+    /// Lets all processes go on.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when the cgroup cannot be used.
+    pub fn resume(&self) -> Result<(), CgroupError> {
+        self.cgroup()?.freeze(false)
+    }
+
+    /// Changes limits. Resources that are not given stay as they are; of device rules, which only
+    /// make sense together, the given ones replace all.
+    ///
+    /// # Errors
+    /// [`CgroupError`]; limits before the refused one have been changed.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        let plan = ResourcePlan::new(Some(resources))?;
+        let cgroup = self.cgroup()?;
+        cgroup.apply(&plan.settings)?;
+        if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
+            cgroup.set_device_rules(&plan.devices)?;
+        }
+        Ok(())
+    }
+
+    /// What the container uses.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when the cgroup cannot be read.
+    pub fn stats(&self) -> Result<CgroupStats, CgroupError> {
+        self.cgroup()?.stats()
+    }
+
+    /// The ids of its processes, as the caller sees them.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when the cgroup cannot be read.
+    pub fn pids(&self) -> Result<Vec<u32>, CgroupError> {
+        match self.cgroup_if_there()? {
+            Some(cgroup) => cgroup.pids(),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Removes the container: kills what is left of its processes, removes its cgroup, runs its
+    /// poststop hooks and forgets its state. Its first process stays the creator's to reap. A
+    /// running container is only deleted with `force`.
+    ///
+    /// # Errors
+    /// [`DeleteError`]; the container is still known then and can be deleted again.
+    pub fn delete(&mut self, force: bool) -> Result<(), DeleteError> {
+        let status = self.status();
+        if !force && matches!(status, Status::Running | Status::Paused) {
+            return Err(DeleteError::Running {
+                id: self.saved.id.clone(),
+                status,
+            });
+        }
+        if let Some(cgroup) = self.cgroup_if_there()? {
+            cgroup.kill()?;
+            cgroup.wait_empty()?;
+            cgroup.remove()?;
+        }
+        if let Some(hooks) = self.saved.spec.hooks() {
+            let state = self.saved.state(ContainerState::Stopped);
+            hooks::run_all("poststop", hooks.poststop(), &state);
+        }
+        Ok(self.dir.remove()?)
+    }
+
+    fn cgroup(&self) -> Result<Cgroup, CgroupError> {
+        Cgroup::open(&self.saved.cgroup)
+    }
+
+    fn cgroup_if_there(&self) -> Result<Option<Cgroup>, CgroupError> {
+        match self.cgroup() {
+            Err(CgroupError::File { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    /// The cgroup that the first process is in now.
+    fn cgroup_of_first(&self) -> Option<Cgroup> {
+        let table = std::fs::read_to_string(format!("/proc/{}/cgroup", self.saved.pid)).ok()?;
+        let path = table.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let cgroup = cgroup::mount_point().ok()?.join(path);
+        // Only below its own: a process that was moved out by the host is no guide.
+        cgroup.starts_with(&self.saved.cgroup).then_some(())?;
+        Cgroup::open(&cgroup).ok()
+    }
+
+    /// Whether the first process is in the caller's user namespace.
+    fn shares_users(&self) -> bool {
+        let link = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+        link("self") == link(&self.saved.pid.to_string())
+    }
+}
+
+impl Saved {
+    fn state(&self, status: ContainerState) -> State {
+        let mut state = State::default();
+        state
+            .set_version(self.spec.version().clone())
+            .set_id(self.id.clone())
+            .set_status(status)
+            .set_pid((self.pid != 0 && status != ContainerState::Stopped).then_some(self.pid as i32))
+            .set_bundle(self.bundle.clone())
+            .set_annotations(self.spec.annotations().clone());
+        state
+    }
+}

@@ -1,0 +1,191 @@
+//! Programs that a spec wants run at certain points of a container's life, with the container's
+//! state on their standard input.
+
+use std::io::{Read, Seek, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::{Hook, State};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use thiserror::Error;
+
+/// Why a hook failed.
+#[derive(Debug, Error)]
+#[error("{kind} hook {path}: {problem}")]
+pub struct HookError {
+    /// `createRuntime`, `prestart`, ...
+    pub kind: &'static str,
+    /// The program.
+    pub path: String,
+    /// What went wrong, with the end of what it wrote to standard error.
+    pub problem: String,
+}
+
+/// How much of a hook's standard error goes into the message.
+const SHOWN: u64 = 2048;
+
+/// Runs hooks one after the other, up to the first that fails.
+pub(crate) fn run(
+    kind: &'static str,
+    hooks: &Option<Vec<Hook>>,
+    state: &State,
+) -> Result<(), HookError> {
+    hooks
+        .iter()
+        .flatten()
+        .try_for_each(|hook| run_one(kind, hook, state))
+}
+
+/// Runs all hooks; one that fails is logged and does not keep the next from running.
+pub(crate) fn run_all(kind: &'static str, hooks: &Option<Vec<Hook>>, state: &State) {
+    for hook in hooks.iter().flatten() {
+        if let Err(error) = run_one(kind, hook, state) {
+            tracing::warn!("container {}: {error}", state.id());
+        }
+    }
+}
+
+fn run_one(kind: &'static str, hook: &Hook, state: &State) -> Result<(), HookError> {
+    execute(hook, state).map_err(|problem| HookError {
+        kind,
+        path: hook.path().display().to_string(),
+        problem,
+    })
+}
+
+fn execute(hook: &Hook, state: &State) -> Result<(), String> {
+    let text = |error: std::io::Error| error.to_string();
+    // Files in memory instead of pipes: nobody has to feed or drain them while the hook runs, and
+    // a process that the hook leaves behind holds nothing open that is waited for.
+    let mut input = memory_file().map_err(text)?;
+    let json = serde_json::to_vec(state).map_err(|error| error.to_string())?;
+    input.write_all(&json).map_err(text)?;
+    input.rewind().map_err(text)?;
+    let mut errors = memory_file().map_err(text)?;
+
+    let mut command = Command::new(hook.path());
+    let mut args = hook.args().iter().flatten();
+    if let Some(name) = args.next() {
+        command.arg0(name);
+    }
+    command
+        .args(args)
+        .env_clear()
+        .envs(
+            hook.env()
+                .iter()
+                .flatten()
+                .filter_map(|entry| entry.split_once('=')),
+        )
+        .stdin(Stdio::from(input))
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(errors.try_clone().map_err(text)?));
+    let mut child = command.spawn().map_err(text)?;
+    let timeout = hook
+        .timeout()
+        .map(|seconds| Duration::from_secs(seconds.max(0) as u64));
+    if !ended(child.id(), timeout).map_err(text)? {
+        // It may end by itself at this very moment.
+        let _ = child.kill();
+        child.wait().map_err(text)?;
+        return Err(format!(
+            "timed out after {} s",
+            timeout.unwrap_or_default().as_secs()
+        ));
+    }
+    let status = child.wait().map_err(text)?;
+    if status.success() {
+        return Ok(());
+    }
+    let problem = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with {code}"),
+        (None, signal) => format!("was killed by signal {}", signal.unwrap_or(0)),
+    };
+    let mut written = Vec::new();
+    errors.rewind().map_err(text)?;
+    errors.take(SHOWN).read_to_end(&mut written).map_err(text)?;
+    match String::from_utf8_lossy(&written).trim() {
+        "" => Err(problem),
+        written => Err(format!("{problem}: {written}")),
+    }
+}
+
+fn memory_file() -> std::io::Result<std::fs::File> {
+    Ok(memfd_create("hook", MemfdFlags::CLOEXEC)?.into())
+}
+
+/// Waits for the end of a child, without collecting it. False when it took too long.
+fn ended(pid: u32, timeout: Option<Duration>) -> std::io::Result<bool> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or(rustix::io::Errno::SRCH)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let left = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], left.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oci_spec::runtime::{HookBuilder, StateBuilder};
+
+    fn shell(script: &str, timeout: Option<i64>) -> Hook {
+        let mut hook = HookBuilder::default()
+            .path("/bin/sh")
+            .args(["sh", "-c", script].map(str::to_owned).to_vec())
+            .env(vec!["ANSWER=42".to_owned()])
+            .build()
+            .unwrap();
+        hook.set_timeout(timeout);
+        hook
+    }
+
+    fn state() -> State {
+        StateBuilder::default().id("c1").pid(7).build().unwrap()
+    }
+
+    #[test]
+    fn a_hook_sees_the_state_and_its_environment() {
+        let hook = shell("[ $ANSWER = 42 ] && grep -q '\"id\":\"c1\"'", None);
+        run("prestart", &Some(vec![hook]), &state()).unwrap();
+    }
+
+    #[test]
+    fn a_failing_hook_says_why_and_stops_the_rest() {
+        let hooks = vec![shell("echo no such luck >&2; exit 3", None)];
+        let error = run("prestart", &Some(hooks), &state()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "prestart hook /bin/sh: exited with 3: no such luck"
+        );
+    }
+
+    #[test]
+    fn a_hook_that_hangs_is_killed() {
+        let error = run(
+            "prestart",
+            &Some(vec![shell("exec sleep 1000", Some(1))]),
+            &state(),
+        )
+        .unwrap_err();
+        assert_eq!(error.problem, "timed out after 1 s");
+    }
+}

@@ -1,0 +1,230 @@
+//! Which namespaces a container gets.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Linux, LinuxNamespaceType};
+
+use super::{PlanError, id_mappings};
+
+/// A type of namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NamespaceKind {
+    /// Mounts.
+    Mount,
+    /// The view of the cgroup hierarchy.
+    Cgroup,
+    /// Host and domain name.
+    Uts,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// User and group ids, capabilities.
+    User,
+    /// Process ids.
+    Pid,
+    /// Network.
+    Network,
+    /// Offsets of the monotonic and boot-time clocks.
+    Time,
+}
+
+impl NamespaceKind {
+    /// The `CLONE_NEW*` flag.
+    pub(crate) fn flag(self) -> u64 {
+        (match self {
+            Self::Mount => libc::CLONE_NEWNS,
+            Self::Cgroup => libc::CLONE_NEWCGROUP,
+            Self::Uts => libc::CLONE_NEWUTS,
+            Self::Ipc => libc::CLONE_NEWIPC,
+            Self::User => libc::CLONE_NEWUSER,
+            Self::Pid => libc::CLONE_NEWPID,
+            Self::Network => libc::CLONE_NEWNET,
+            Self::Time => libc::CLONE_NEWTIME,
+        }) as u64
+    }
+}
+
+impl fmt::Display for NamespaceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mount => "mount",
+            Self::Cgroup => "cgroup",
+            Self::Uts => "uts",
+            Self::Ipc => "ipc",
+            Self::User => "user",
+            Self::Pid => "pid",
+            Self::Network => "network",
+            Self::Time => "time",
+        })
+    }
+}
+
+impl From<LinuxNamespaceType> for NamespaceKind {
+    fn from(kind: LinuxNamespaceType) -> Self {
+        match kind {
+            LinuxNamespaceType::Mount => Self::Mount,
+            LinuxNamespaceType::Cgroup => Self::Cgroup,
+            LinuxNamespaceType::Uts => Self::Uts,
+            LinuxNamespaceType::Ipc => Self::Ipc,
+            LinuxNamespaceType::User => Self::User,
+            LinuxNamespaceType::Pid => Self::Pid,
+            LinuxNamespaceType::Network => Self::Network,
+            LinuxNamespaceType::Time => Self::Time,
+        }
+    }
+}
+
+/// A range of ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct IdMapping {
+    /// The first id inside.
+    pub inside: u32,
+    /// The first id outside.
+    pub outside: u32,
+    /// How many.
+    pub length: u32,
+}
+
+/// Which namespaces a container gets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct NamespacePlan {
+    /// Made for the container.
+    pub new: Vec<NamespaceKind>,
+    /// Joined: the path of a namespace file, and the field that names it.
+    pub join: Vec<(NamespaceKind, PathBuf)>,
+    /// User ids of a new user namespace.
+    pub uid_mappings: Vec<IdMapping>,
+    /// Group ids of a new user namespace.
+    pub gid_mappings: Vec<IdMapping>,
+    /// Lines for `timens_offsets` of a new time namespace.
+    pub time_offsets: String,
+}
+
+impl NamespacePlan {
+    pub(super) fn new(linux: &Linux) -> Result<Self, PlanError> {
+        let mut plan = Self::default();
+        for namespace in linux.namespaces().iter().flatten() {
+            let kind = NamespaceKind::from(namespace.typ());
+            if plan.is_private(kind) {
+                return Err(PlanError::new(
+                    "linux.namespaces",
+                    format!("there are two {kind} namespaces; give one"),
+                ));
+            }
+            match namespace.path() {
+                Some(path) if !path.as_os_str().is_empty() => {
+                    if !path.is_absolute() {
+                        return Err(PlanError::new(
+                            "linux.namespaces",
+                            format!("{} is not absolute", path.display()),
+                        ));
+                    }
+                    plan.join.push((kind, path.clone()));
+                }
+                _ => plan.new.push(kind),
+            }
+        }
+        if !plan.is_private(NamespaceKind::Mount) {
+            return Err(PlanError::new(
+                "linux.namespaces",
+                "a mount namespace is missing; without one the root file system would be the \
+                 host's",
+            ));
+        }
+        plan.user_mappings(linux)?;
+        plan.offsets(linux)?;
+        Ok(plan)
+    }
+
+    /// Whether the container has its own namespace of this kind, made or joined.
+    pub(crate) fn is_private(&self, kind: NamespaceKind) -> bool {
+        self.makes(kind) || self.joins(kind)
+    }
+
+    /// Whether a namespace of this kind is made.
+    pub(crate) fn makes(&self, kind: NamespaceKind) -> bool {
+        self.new.contains(&kind)
+    }
+
+    /// Whether a namespace of this kind is joined.
+    pub(crate) fn joins(&self, kind: NamespaceKind) -> bool {
+        self.join.iter().any(|(other, _)| *other == kind)
+    }
+
+    /// Whether the container has a user namespace other than the host's.
+    pub(crate) fn has_user(&self) -> bool {
+        self.is_private(NamespaceKind::User)
+    }
+
+    fn user_mappings(&mut self, linux: &Linux) -> Result<(), PlanError> {
+        let uids = id_mappings(linux.uid_mappings());
+        let gids = id_mappings(linux.gid_mappings());
+        if self.makes(NamespaceKind::User) {
+            for (field, mappings) in [("linux.uidMappings", &uids), ("linux.gidMappings", &gids)] {
+                if mappings.is_empty() {
+                    return Err(PlanError::new(
+                        field,
+                        "is empty; a new user namespace needs at least one range",
+                    ));
+                }
+                check_mappings(field, mappings)?;
+            }
+            self.uid_mappings = uids;
+            self.gid_mappings = gids;
+        } else if !self.joins(NamespaceKind::User) && !(uids.is_empty() && gids.is_empty()) {
+            return Err(PlanError::new(
+                "linux.uidMappings",
+                "needs a user namespace in linux.namespaces",
+            ));
+        }
+        Ok(())
+    }
+
+    fn offsets(&mut self, linux: &Linux) -> Result<(), PlanError> {
+        let mut offsets: Vec<_> = linux.time_offsets().iter().flatten().collect();
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        if !self.makes(NamespaceKind::Time) {
+            return Err(PlanError::new(
+                "linux.timeOffsets",
+                "needs a new time namespace in linux.namespaces",
+            ));
+        }
+        offsets.sort_by_key(|(clock, _)| clock.as_str());
+        for (clock, offset) in offsets {
+            if clock != "monotonic" && clock != "boottime" {
+                return Err(PlanError::new(
+                    "linux.timeOffsets",
+                    format!("{clock:?} is not one of monotonic, boottime"),
+                ));
+            }
+            self.time_offsets.push_str(&format!(
+                "{clock} {} {}\n",
+                offset.secs().unwrap_or(0),
+                offset.nanosecs().unwrap_or(0)
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Ranges must have a length and must not overlap, inside or outside.
+pub(super) fn check_mappings(field: &str, mappings: &[IdMapping]) -> Result<(), PlanError> {
+    for (index, mapping) in mappings.iter().enumerate() {
+        let overlap = |first: u32, second: u32, length: u32| {
+            u64::from(first) < u64::from(second) + u64::from(length)
+                && u64::from(second) < u64::from(first) + u64::from(mapping.length)
+        };
+        if mapping.length == 0 {
+            return Err(PlanError::new(field, "a range has size 0"));
+        }
+        if mappings[..index].iter().any(|other| {
+            overlap(mapping.inside, other.inside, other.length)
+                || overlap(mapping.outside, other.outside, other.length)
+        }) {
+            return Err(PlanError::new(field, "two ranges overlap"));
+        }
+    }
+    Ok(())
+}

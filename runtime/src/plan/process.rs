@@ -1,0 +1,350 @@
+//! What a process of a container is, whether it is the first one or joins later.
+
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{
+    IOPriorityClass, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
+    LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process, Scheduler,
+};
+use rustix::process::{Resource, Rlimit};
+
+use super::PlanError;
+use crate::capabilities::CapabilitySets;
+use crate::process::TerminalSize;
+use crate::sys::SchedulerAttributes;
+
+/// A validated process.
+#[derive(Debug, Clone)]
+pub(crate) struct ProcessPlan {
+    /// Command and arguments; not empty.
+    pub args: Vec<CString>,
+    /// Environment, `NAME=value`.
+    pub env: Vec<CString>,
+    /// Working directory; absolute.
+    pub cwd: PathBuf,
+    /// User id inside.
+    pub uid: u32,
+    /// Group id inside.
+    pub gid: u32,
+    /// Supplementary group ids inside.
+    pub groups: Vec<u32>,
+    /// File creation mask.
+    pub umask: u32,
+    /// Capabilities.
+    pub capabilities: CapabilitySets,
+    /// Limits of the process itself.
+    pub rlimits: Vec<(Resource, Rlimit)>,
+    /// Whether set-user-id programs give nothing.
+    pub no_new_privileges: bool,
+    /// How readily the kernel kills it when memory is short; `None` leaves the caller's.
+    pub oom_score_adj: Option<i32>,
+    /// AppArmor profile.
+    pub apparmor_profile: Option<String>,
+    /// SELinux label.
+    pub selinux_label: Option<String>,
+    /// Scheduling policy.
+    pub scheduler: Option<SchedulerAttributes>,
+    /// Io class and level.
+    pub io_priority: Option<(u32, u32)>,
+    /// Execution domain.
+    pub personality: Option<u32>,
+    /// Processors to run on while joining, and as the command.
+    pub affinity: (Option<Vec<u32>>, Option<Vec<u32>>),
+    /// The size that the spec gives a terminal.
+    pub console_size: Option<TerminalSize>,
+}
+
+impl ProcessPlan {
+    /// Validates a process. What it leaves open is taken from `first`, the container's first
+    /// process, when it joins a container.
+    pub(super) fn new(
+        process: &Process,
+        first: Option<&Process>,
+        personality: Option<&LinuxPersonality>,
+    ) -> Result<Self, PlanError> {
+        let args: Vec<CString> = process
+            .args()
+            .iter()
+            .flatten()
+            .map(|arg| text("process.args", arg))
+            .collect::<Result<_, _>>()?;
+        if args.is_empty() {
+            return Err(PlanError::new("process.args", "is empty; give a command"));
+        }
+        if !process.cwd().is_absolute() {
+            return Err(PlanError::new(
+                "process.cwd",
+                format!("{:?} is not absolute", process.cwd()),
+            ));
+        }
+        let env = process
+            .env()
+            .iter()
+            .flatten()
+            .map(|entry| text("process.env", entry))
+            .collect::<Result<_, _>>()?;
+        let capabilities = process
+            .capabilities()
+            .as_ref()
+            .or(first.and_then(|first| first.capabilities().as_ref()));
+        let own_limits = process.rlimits().as_deref().filter(|list| !list.is_empty());
+        let limits = own_limits.or(first.and_then(|first| first.rlimits().as_deref()));
+        let label = |own: &Option<String>, inherited: Option<&Option<String>>| {
+            own.clone()
+                .or_else(|| inherited.cloned().flatten())
+                .filter(|label| !label.is_empty())
+        };
+        let oom_score_adj = process
+            .oom_score_adj()
+            .or(first.and_then(Process::oom_score_adj));
+        if let Some(value) = oom_score_adj.filter(|value| !(-1000..=1000).contains(value)) {
+            return Err(PlanError::new(
+                "process.oomScoreAdj",
+                format!("{value} is not from -1000 to 1000"),
+            ));
+        }
+        let user = process.user();
+        Ok(Self {
+            args,
+            env,
+            cwd: process.cwd().clone(),
+            uid: user.uid(),
+            gid: user.gid(),
+            groups: user.additional_gids().clone().unwrap_or_default(),
+            umask: user.umask().unwrap_or(0o022) & 0o777,
+            capabilities: CapabilitySets::new(capabilities)
+                .map_err(|problem| PlanError::new("process.capabilities", problem))?,
+            rlimits: rlimits(limits.unwrap_or_default())?,
+            no_new_privileges: process.no_new_privileges().unwrap_or(false),
+            oom_score_adj,
+            apparmor_profile: label(
+                process.apparmor_profile(),
+                first.map(Process::apparmor_profile),
+            ),
+            selinux_label: label(process.selinux_label(), first.map(Process::selinux_label)),
+            scheduler: process.scheduler().as_ref().map(scheduler).transpose()?,
+            io_priority: io_priority(process)?,
+            personality: personality.map(domain).transpose()?,
+            affinity: affinity(process)?,
+            console_size: process.console_size().and_then(|size| {
+                let size = TerminalSize {
+                    columns: size.width().try_into().ok()?,
+                    rows: size.height().try_into().ok()?,
+                };
+                (size.columns != 0 && size.rows != 0).then_some(size)
+            }),
+        })
+    }
+
+    /// The value of an environment variable.
+    pub(crate) fn variable(&self, name: &str) -> Option<&OsStr> {
+        self.env.iter().find_map(|entry| {
+            let value = entry.to_bytes().strip_prefix(name.as_bytes())?;
+            Some(OsStr::from_bytes(value.strip_prefix(b"=")?))
+        })
+    }
+}
+
+fn text(field: &str, value: &str) -> Result<CString, PlanError> {
+    CString::new(value)
+        .map_err(|_| PlanError::new(field, format!("{value:?} contains a zero byte")))
+}
+
+fn rlimits(limits: &[PosixRlimit]) -> Result<Vec<(Resource, Rlimit)>, PlanError> {
+    let mut list: Vec<(Resource, Rlimit)> = Vec::new();
+    for limit in limits {
+        let resource = resource(limit.typ());
+        if list.iter().any(|(other, _)| *other == resource) {
+            return Err(PlanError::new(
+                "process.rlimits",
+                format!("{} is given twice", limit.typ()),
+            ));
+        }
+        if limit.soft() > limit.hard() {
+            return Err(PlanError::new(
+                "process.rlimits",
+                format!(
+                    "{}: soft limit {} is above the hard limit {}",
+                    limit.typ(),
+                    limit.soft(),
+                    limit.hard()
+                ),
+            ));
+        }
+        let value = |value: u64| (value != u64::MAX).then_some(value);
+        list.push((
+            resource,
+            Rlimit {
+                current: value(limit.soft()),
+                maximum: value(limit.hard()),
+            },
+        ));
+    }
+    Ok(list)
+}
+
+fn resource(kind: PosixRlimitType) -> Resource {
+    match kind {
+        PosixRlimitType::RlimitCpu => Resource::Cpu,
+        PosixRlimitType::RlimitFsize => Resource::Fsize,
+        PosixRlimitType::RlimitData => Resource::Data,
+        PosixRlimitType::RlimitStack => Resource::Stack,
+        PosixRlimitType::RlimitCore => Resource::Core,
+        PosixRlimitType::RlimitRss => Resource::Rss,
+        PosixRlimitType::RlimitNproc => Resource::Nproc,
+        PosixRlimitType::RlimitNofile => Resource::Nofile,
+        PosixRlimitType::RlimitMemlock => Resource::Memlock,
+        PosixRlimitType::RlimitAs => Resource::As,
+        PosixRlimitType::RlimitLocks => Resource::Locks,
+        PosixRlimitType::RlimitSigpending => Resource::Sigpending,
+        PosixRlimitType::RlimitMsgqueue => Resource::Msgqueue,
+        PosixRlimitType::RlimitNice => Resource::Nice,
+        PosixRlimitType::RlimitRtprio => Resource::Rtprio,
+        PosixRlimitType::RlimitRttime => Resource::Rttime,
+    }
+}
+
+fn scheduler(scheduler: &Scheduler) -> Result<SchedulerAttributes, PlanError> {
+    use LinuxSchedulerPolicy as Policy;
+    let policy = match scheduler.policy() {
+        Policy::SchedOther => 0,
+        Policy::SchedFifo => 1,
+        Policy::SchedRr => 2,
+        Policy::SchedBatch => 3,
+        Policy::SchedIso => 4,
+        Policy::SchedIdle => 5,
+        Policy::SchedDeadline => 6,
+    };
+    let flags = scheduler
+        .flags()
+        .iter()
+        .flatten()
+        .fold(0, |flags, flag| {
+            flags
+                | match flag {
+                    LinuxSchedulerFlag::SchedResetOnFork => 0x01,
+                    LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
+                    LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
+                    LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
+                    LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
+                    LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
+                    LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
+                }
+        });
+    let fail = |problem: String| PlanError::new("process.scheduler", problem);
+    let nice = scheduler.nice().unwrap_or(0);
+    if !(-20..=19).contains(&nice) {
+        return Err(fail(format!("nice {nice} is not from -20 to 19")));
+    }
+    let priority = scheduler.priority().unwrap_or(0);
+    let real_time = matches!(scheduler.policy(), Policy::SchedFifo | Policy::SchedRr);
+    if real_time && !(1..=99).contains(&priority) || !real_time && priority != 0 {
+        return Err(fail(format!(
+            "priority {priority} does not fit {}: 1 to 99 for SCHED_FIFO and SCHED_RR, else 0",
+            scheduler.policy()
+        )));
+    }
+    let (runtime, deadline, period) = (
+        scheduler.runtime().unwrap_or(0),
+        scheduler.deadline().unwrap_or(0),
+        scheduler.period().unwrap_or(0),
+    );
+    if *scheduler.policy() != Policy::SchedDeadline && (runtime, deadline, period) != (0, 0, 0) {
+        return Err(fail(
+            "runtime, deadline and period are for SCHED_DEADLINE alone".to_owned(),
+        ));
+    }
+    Ok(SchedulerAttributes {
+        policy,
+        flags,
+        nice,
+        priority: priority as u32,
+        runtime,
+        deadline,
+        period,
+    })
+}
+
+fn io_priority(process: &Process) -> Result<Option<(u32, u32)>, PlanError> {
+    let Some(priority) = process.io_priority() else {
+        return Ok(None);
+    };
+    let class = match priority.class() {
+        IOPriorityClass::IoprioClassRt => 1,
+        IOPriorityClass::IoprioClassBe => 2,
+        IOPriorityClass::IoprioClassIdle => 3,
+    };
+    match priority.priority() {
+        level @ 0..=7 => Ok(Some((class, level as u32))),
+        level => Err(PlanError::new(
+            "process.ioPriority",
+            format!("priority {level} is not from 0 to 7"),
+        )),
+    }
+}
+
+fn domain(personality: &LinuxPersonality) -> Result<u32, PlanError> {
+    if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
+        return Err(PlanError::new(
+            "linux.personality.flags",
+            "no flag is supported; leave it empty",
+        ));
+    }
+    Ok(match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    })
+}
+
+fn affinity(process: &Process) -> Result<(Option<Vec<u32>>, Option<Vec<u32>>), PlanError> {
+    let Some(affinity) = process.exec_cpu_affinity() else {
+        return Ok((None, None));
+    };
+    let list = |cpus: &Option<String>| {
+        cpus.as_deref()
+            .filter(|cpus| !cpus.is_empty())
+            .map(|cpus| {
+                processors(cpus).ok_or_else(|| {
+                    PlanError::new(
+                        "process.execCPUAffinity",
+                        format!("{cpus:?} is not a list of processors, as in 0-2,7"),
+                    )
+                })
+            })
+            .transpose()
+    };
+    Ok((
+        list(affinity.initial())?,
+        list(affinity.cpu_affinity_final())?,
+    ))
+}
+
+/// A list such as `0-2,7`.
+fn processors(list: &str) -> Option<Vec<u32>> {
+    const MOST: u32 = 8192;
+    let mut cpus = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last >= MOST {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_processors() {
+        assert_eq!(processors("0-2,7"), Some(vec![0, 1, 2, 7]));
+        assert_eq!(processors("2-1"), None);
+        assert_eq!(processors("0-99999999"), None);
+        assert_eq!(processors("x"), None);
+    }
+}

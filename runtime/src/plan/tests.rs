@@ -1,0 +1,2 @@
+use super::*;
+use oci_spec::runtime::{Root, SpecBuilder};

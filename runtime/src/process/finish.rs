@@ -1,0 +1,215 @@
+//! The last part of every process's way: from a privileged process in the container to the user's
+//! command.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{Gid, Mode, Uid, fchown, fstat, makedev};
+use rustix::process::{Resource, Rlimit, chdir, getcwd, setrlimit, umask};
+use rustix::thread::{
+    set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
+
+use super::message::{Channel, Message, Stage, Step};
+use super::{Io, command};
+use crate::namespaces::write_at;
+use crate::plan::ProcessPlan;
+use crate::seccomp::Filter;
+use crate::sys;
+
+/// A process that has everything but its command.
+pub(super) struct Prepared {
+    path: CString,
+    env: Vec<CString>,
+    /// Still to be installed: with no_new_privileges it is the very last step, so that a profile
+    /// need not allow what happens before.
+    filter: Option<Filter>,
+}
+
+/// Connects the standard streams; a terminal is connected when there is one.
+pub(super) fn connect(io: &Io) -> Step<()> {
+    let Io::Files {
+        stdin,
+        stdout,
+        stderr,
+    } = io
+    else {
+        return Ok(());
+    };
+    // A source may itself be one of 0 to 2: copies above them cannot be overwritten on the way.
+    let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, 3);
+    let all = || {
+        let (stdin, stdout, stderr) = (
+            copy(stdin.as_fd())?,
+            copy(stdout.as_fd())?,
+            copy(stderr.as_fd())?,
+        );
+        rustix::stdio::dup2_stdin(&stdin)?;
+        rustix::stdio::dup2_stdout(&stdout)?;
+        rustix::stdio::dup2_stderr(&stderr)
+    };
+    all().stage(|| "connect the standard streams")
+}
+
+/// Attributes that need the rights, and the /proc, of the host.
+pub(super) fn set_host_attributes(process: &ProcessPlan, proc: BorrowedFd<'_>) -> Step<()> {
+    if let Some(value) = process.oom_score_adj {
+        write_at(proc, "self/oom_score_adj", &value.to_string())
+            .stage(|| format!("set oom_score_adj to {value}"))?;
+    }
+    if let Some(cpus) = process.affinity.1.as_ref().or(process.affinity.0.as_ref()) {
+        sys::set_affinity(cpus).stage(|| "set the processor affinity")?;
+    }
+    if let Some(scheduler) = process.scheduler {
+        sys::set_scheduler(scheduler).stage(|| "set the scheduler")?;
+    }
+    if let Some((class, level)) = process.io_priority {
+        sys::set_io_priority(class, level).stage(|| "set the io priority")?;
+    }
+    if let Some(domain) = process.personality {
+        sys::set_personality(domain).stage(|| "set the personality")?;
+    }
+    for (label, enabled, files) in [
+        (
+            &process.apparmor_profile,
+            "/sys/module/apparmor/parameters/enabled",
+            ["self/attr/apparmor/exec", "self/attr/exec"],
+        ),
+        (
+            &process.selinux_label,
+            "/sys/fs/selinux/enforce",
+            ["self/attr/exec", "self/attr/exec"],
+        ),
+    ] {
+        // A kernel without the module cannot confine the process; the host decides about that.
+        let Some(label) = label.as_ref().filter(|_| std::path::Path::new(enabled).exists()) else {
+            continue;
+        };
+        let text = match files[0].contains("apparmor") {
+            true => format!("exec {label}"),
+            false => label.clone(),
+        };
+        write_at(proc, files[0], &text)
+            .or_else(|_| write_at(proc, files[1], &text))
+            .stage(|| format!("set the security label {label}"))?;
+    }
+    Ok(())
+}
+
+/// Sets the limits of the calling process itself.
+pub(super) fn set_limits(limits: &[(Resource, Rlimit)]) -> Step<()> {
+    for &(resource, limit) in limits {
+        setrlimit(resource, limit).stage(|| limit_stage(resource, limit))?;
+    }
+    Ok(())
+}
+
+pub(super) fn limit_stage(resource: Resource, limit: Rlimit) -> String {
+    let number = |value: Option<u64>| value.map_or("unlimited".to_owned(), |v| v.to_string());
+    format!(
+        "set the {resource:?} limit to {} (hard limit {})",
+        number(limit.current),
+        number(limit.maximum)
+    )
+}
+
+/// Becomes the user of the command, with its rights and no more, and finds the command.
+pub(super) fn become_user(process: &ProcessPlan, filter: Option<Filter>) -> Step<Prepared> {
+    let early = filter.as_ref().filter(|_| !process.no_new_privileges);
+    process
+        .capabilities
+        .limit_bounding()
+        .stage(|| "limit the bounding set of capabilities")?;
+    set_keep_capabilities(true).stage(|| "keep the capabilities")?;
+    if process.no_new_privileges {
+        set_no_new_privs(true).stage(|| "set no_new_privs")?;
+    }
+    own_streams(process.uid).stage(|| "hand the standard streams to the user")?;
+    let entered = enter_cwd(process);
+    if let Some(filter) = early {
+        // Without no_new_privs only a privileged process may do this.
+        filter.install().stage(|| "install the seccomp filter")?;
+    }
+    let groups: Vec<Gid> = process.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    match set_thread_groups(&groups) {
+        // A user namespace may forbid it; then there are none to be had.
+        Err(rustix::io::Errno::PERM) if groups.is_empty() => {}
+        other => other.stage(|| "set the supplementary groups")?,
+    }
+    let (uid, gid) = (Uid::from_raw(process.uid), Gid::from_raw(process.gid));
+    set_thread_res_gid(gid, gid, gid).stage(|| format!("set group {}", process.gid))?;
+    set_thread_res_uid(uid, uid, uid).stage(|| format!("set user {}", process.uid))?;
+    // The user may be able to enter a directory that root (of a network file system) is not.
+    entered.or_else(|_| enter_cwd(process))?;
+    set_keep_capabilities(false).stage(|| "drop the capabilities")?;
+    process
+        .capabilities
+        .apply()
+        .stage(|| "set the capabilities")?;
+    umask(Mode::from_raw_mode(process.umask));
+
+    let mut env = process.env.clone();
+    if process.variable("HOME").is_none_or(|home| home.is_empty()) {
+        let home = command::home(process.uid).unwrap_or_else(|| "/".to_owned());
+        env.retain(|entry| !entry.to_bytes().starts_with(b"HOME="));
+        env.extend(CString::new(format!("HOME={home}")));
+    }
+    Ok(Prepared {
+        path: command::find(process)?,
+        env,
+        filter: filter.filter(|_| process.no_new_privileges),
+    })
+}
+
+impl Prepared {
+    /// Runs the command; returns only when that fails.
+    pub(super) fn execute(self, process: &ProcessPlan, channel: &Channel) -> Step<Infallible> {
+        sys::close_on_exec_from(3).stage(|| "close the descriptors")?;
+        channel
+            .send(&Message::Executing, None)
+            .stage(|| "report to the caller")?;
+        if let Some(filter) = &self.filter {
+            filter.install().stage(|| "install the seccomp filter")?;
+        }
+        sys::execute(&self.path, &process.args, &self.env)
+            .map_err(|error| command::refused(&self.path, &error))
+    }
+}
+
+/// Gives the standard streams to the user, who could otherwise not open /dev/stdout again.
+fn own_streams(uid: u32) -> io::Result<()> {
+    let null = makedev(1, 3);
+    for stream in [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ] {
+        let stat = fstat(stream)?;
+        if stat.st_uid == uid || stat.st_rdev == null {
+            continue;
+        }
+        match fchown(stream, Some(Uid::from_raw(uid)), None) {
+            // Not every kind of file has an owner that can be changed.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM | rustix::io::Errno::ROFS) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+fn enter_cwd(process: &ProcessPlan) -> Step<()> {
+    let stage = || format!("change to the directory {}", process.cwd.display());
+    chdir(&process.cwd).stage(stage)?;
+    // A path such as /proc/self/fd/7 can lead to a directory of the host that is still open. The
+    // kernel marks a directory outside the root.
+    let cwd = getcwd(Vec::new()).stage(stage)?;
+    if cwd.to_bytes().starts_with(b"/") {
+        Ok(())
+    } else {
+        let _ = chdir("/");
+        Err("it is outside the container").stage(stage)
+    }
+}

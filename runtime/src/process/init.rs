@@ -1,0 +1,219 @@
+//! The container's first process, from its birth to the user's command.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, OwnedFd};
+
+use oci_spec::runtime::State;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::net::{SocketFlags, accept_with};
+use rustix::process::{setsid, umask};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+use super::finish::{self, Prepared};
+use super::message::{Channel, Failure, FailureKind, Message, Stage, Step};
+use super::Io;
+use crate::mounts::{self, Sources};
+use crate::namespaces::{self, Joined, write_at};
+use crate::plan::{IdMapping, NamespaceKind, Plan};
+use crate::rootfs::{self, Root};
+use crate::tty::Terminal;
+use crate::{devices, hooks, sys};
+
+/// What the process inherits.
+pub(super) struct Inherited<'a> {
+    pub plan: &'a Plan,
+    pub joined: &'a Joined,
+    pub sources: &'a Sources,
+    pub channel: Channel,
+    /// Where `Start` comes in.
+    pub listener: OwnedFd,
+    pub io: &'a Io,
+    /// The state for hooks; the process fills in its own id.
+    pub state: State,
+    /// Whether a helper has joined the namespaces that are to be joined.
+    pub joined_already: bool,
+}
+
+/// The life of the process. Returns the exit code for a failure, which has been reported.
+pub(super) fn run(inherited: Inherited<'_>) -> i32 {
+    let (failure, channel) = match prepare(&inherited) {
+        Ok(prepared) => match wait_for_start(&inherited) {
+            Ok(channel) => match start(&inherited, prepared, &channel) {
+                Err(failure) => (failure, channel),
+            },
+            Err(failure) => (failure, inherited.channel),
+        },
+        Err(failure) => (failure, inherited.channel),
+    };
+    report(&channel, failure)
+}
+
+/// Tells the caller why the process gives up, and gives the exit code.
+pub(super) fn report(channel: &Channel, failure: Failure) -> i32 {
+    let code = match failure.kind {
+        FailureKind::CommandNotFound => 127,
+        FailureKind::CommandNotExecutable => 126,
+        FailureKind::Step => 1,
+    };
+    // Without a caller there is nobody to tell.
+    let _ = channel.send(&Message::Failed(failure), None);
+    code
+}
+
+fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
+    let Inherited { plan, channel, .. } = inherited;
+    sys::reset_signals();
+    // The host's own /proc: nothing that the container mounts later can pass for it.
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
+
+    if !inherited.joined_already {
+        inherited
+            .joined
+            .enter(&[NamespaceKind::Pid, NamespaceKind::User])?;
+    }
+    if plan.namespaces.makes(NamespaceKind::User) {
+        expect(channel, "the ids to be mapped", |message| {
+            matches!(message, Message::Mapped)
+        })?;
+    }
+    setsid().stage(|| "make a session")?;
+    sys::join_session_keyring(c"container").stage(|| "make a session keyring")?;
+    finish::connect(inherited.io)?;
+    finish::set_host_attributes(&plan.process, proc.as_fd())?;
+    namespaces::make_late(&plan.namespaces, proc.as_fd())?;
+
+    umask(Mode::empty());
+    let root = Root::prepare(plan)?;
+    if plan.namespaces.has_user() {
+        become_root(&plan.namespaces.uid_mappings)?;
+    }
+    mounts::make(plan, &root, inherited.sources)?;
+    devices::make(plan, &root)?;
+    run_early_hooks(inherited)?;
+    devices::protect(plan, &root)?;
+    devices::mask(plan, &root)?;
+    if let Some(name) = &plan.hostname {
+        rustix::system::sethostname(name.as_bytes()).stage(|| format!("set host name {name}"))?;
+    }
+    if let Some(name) = &plan.domainname {
+        rustix::system::setdomainname(name.as_bytes())
+            .stage(|| format!("set domain name {name}"))?;
+    }
+    for (path, value) in &plan.sysctls {
+        let file = format!("sys/{}", path.display());
+        write_at(proc.as_fd(), &file, value)
+            .stage(|| format!("set sysctl {} to {value:?}", path.display()))?;
+    }
+    root.make_directory(&plan.process.cwd)
+        .stage(|| format!("make the directory {}", plan.process.cwd.display()))?;
+
+    root.enter()?;
+    if let Io::Terminal { size } = inherited.io {
+        let terminal = Terminal::open(plan.process.uid, size.or(plan.process.console_size))?;
+        terminal.mount_console(&root)?;
+        hand_over(&terminal, channel)?;
+    }
+    mounts::finish_readonly(plan, &root)?;
+    if let Some((propagation, recursive)) = plan.root_propagation {
+        rootfs::set_root_propagation(propagation, recursive)
+            .stage(|| "set the propagation of the root")?;
+    }
+    if plan.readonly_root {
+        rootfs::make_root_readonly().stage(|| "make the root read-only")?;
+    }
+    // Descriptors of the host must not be there when a path of the container is used.
+    drop((proc, root));
+    let prepared = finish::become_user(&plan.process, plan.seccomp.clone())?;
+    channel
+        .send(&Message::Ready, None)
+        .stage(|| "report to the caller")?;
+    Ok(prepared)
+}
+
+/// Takes the terminal and sends its master to the caller.
+pub(super) fn hand_over(terminal: &Terminal, channel: &Channel) -> Step<()> {
+    terminal.take()?;
+    channel
+        .send(&Message::Terminal, Some(terminal.master.as_fd()))
+        .stage(|| "hand the terminal to the caller")
+}
+
+/// Those hooks that run when the mounts are made and the root is not yet entered: the caller's
+/// first, then the ones that run in the container's namespaces.
+fn run_early_hooks(inherited: &Inherited<'_>) -> Step<()> {
+    let hooks = &inherited.plan.hooks;
+    if hooks.prestart().is_some() || hooks.create_runtime().is_some() {
+        inherited
+            .channel
+            .send(&Message::MountsReady, None)
+            .stage(|| "report to the caller")?;
+        expect(&inherited.channel, "the hooks to run", |message| {
+            matches!(message, Message::HooksDone)
+        })?;
+    }
+    hooks::run(
+        "createContainer",
+        hooks.create_container(),
+        &state(inherited),
+    )
+    .stage(|| "run the hooks")
+}
+
+/// The state with the process's id as its hooks see it.
+fn state(inherited: &Inherited<'_>) -> State {
+    let mut state = inherited.state.clone();
+    state.set_pid(Some(std::process::id() as i32));
+    state
+}
+
+fn expect(channel: &Channel, what: &str, is_it: impl Fn(&Message) -> bool) -> Step<()> {
+    match channel.receive() {
+        Ok(Some((message, _))) if is_it(&message) => Ok(()),
+        Ok(Some((message, _))) => Err(format!("got {message:?} instead")),
+        Ok(None) => Err("the caller has gone".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+    .stage(|| format!("wait for {what}"))
+}
+
+/// Becomes root of the user namespace, so that what is made in the root file system belongs to it.
+fn become_root(uids: &[IdMapping]) -> Step<()> {
+    let mapped = |maps: &[IdMapping]| maps.is_empty() || maps.iter().any(|map| map.inside == 0);
+    if !mapped(uids) {
+        return Ok(());
+    }
+    let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+    // Supplementary groups of the caller mean nothing inside.
+    let _ = set_thread_groups(&[]);
+    set_thread_res_gid(gid, gid, gid)
+        .and_then(|()| set_thread_res_uid(uid, uid, uid))
+        .stage(|| "become root of the user namespace")
+}
+
+fn wait_for_start(inherited: &Inherited<'_>) -> Step<Channel> {
+    let connection = rustix::io::retry_on_intr(|| {
+        accept_with(&inherited.listener, SocketFlags::CLOEXEC)
+    })
+    .stage(|| "wait for start")?;
+    let channel = Channel::from(connection);
+    match expect(&channel, "start", |message| {
+        matches!(message, Message::Start)
+    }) {
+        Ok(()) => Ok(channel),
+        Err(failure) => Err(failure),
+    }
+}
+
+fn start(inherited: &Inherited<'_>, prepared: Prepared, channel: &Channel) -> Step<Infallible> {
+    let mut state = state(inherited);
+    state.set_status(oci_spec::runtime::ContainerState::Created);
+    hooks::run(
+        "startContainer",
+        inherited.plan.hooks.start_container(),
+        &state,
+    )
+    .stage(|| "run the hooks")?;
+    prepared.execute(&inherited.plan.process, channel)
+}
+

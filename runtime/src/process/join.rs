@@ -1,0 +1,70 @@
+//! A process that is added to a container.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::process::setsid;
+
+use super::Io;
+use super::finish;
+use super::init::{hand_over, report};
+use super::message::{Channel, Stage, Step};
+use crate::plan::ProcessPlan;
+use crate::seccomp::Filter;
+use crate::sys;
+use crate::tty::Terminal;
+
+/// What the process inherits. It has been born into the container's pid namespace and cgroup.
+pub(super) struct Inherited<'a> {
+    pub process: &'a ProcessPlan,
+    pub filter: Option<Filter>,
+    /// The container's first process.
+    pub first: BorrowedFd<'a>,
+    /// Flags of the namespaces to join, without that of users.
+    pub namespaces: u64,
+    /// Whether the container has a user namespace to join.
+    pub user: bool,
+    pub channel: Channel,
+    pub io: &'a Io,
+}
+
+/// The life of the process. Returns the exit code for a failure, which has been reported.
+pub(super) fn run(inherited: Inherited<'_>) -> i32 {
+    match join(&inherited) {
+        Err(failure) => report(&inherited.channel, failure),
+    }
+}
+
+fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
+    let process = inherited.process;
+    sys::reset_signals();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
+    setsid().stage(|| "make a session")?;
+    sys::join_session_keyring(c"container").stage(|| "make a session keyring")?;
+    finish::connect(inherited.io)?;
+    finish::set_host_attributes(process, proc.as_fd())?;
+    // From here on nothing is opened by a path of the host, and nothing of the host stays open.
+    drop(proc);
+    let user = if inherited.user {
+        // A namespace's root may not raise limits.
+        finish::set_limits(&process.rlimits)?;
+        libc::CLONE_NEWUSER as u64
+    } else {
+        0
+    };
+    // All at once, and by the process itself: the kernel looks the namespaces up in it, so that no
+    // file of the container is trusted to name them.
+    sys::set_namespace(inherited.first, inherited.namespaces | user)
+        .stage(|| "join the container's namespaces")?;
+    if let Io::Terminal { size } = inherited.io {
+        let terminal = Terminal::open(process.uid, size.or(process.console_size))?;
+        hand_over(&terminal, &inherited.channel)?;
+    }
+    if !inherited.user {
+        finish::set_limits(&process.rlimits)?;
+    }
+    let prepared = finish::become_user(process, inherited.filter.clone())?;
+    prepared.execute(process, &inherited.channel)
+}

@@ -1,0 +1,319 @@
+//! The caller's side of making a process.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::State;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitIdStatus, pidfd_open, pidfd_send_signal, prlimit};
+
+use super::finish::limit_stage;
+use super::message::{Channel, Failure, Message, Stage};
+use super::{Io, Launched, init, join, reap};
+use crate::cgroup::Cgroup;
+use crate::error::{CreateError, ExecError};
+use crate::hooks;
+use crate::mounts::Sources;
+use crate::namespaces::{ChildrenIn, Joined, birth_flags, write_mappings};
+use crate::plan::{NamespaceKind, Plan, ProcessPlan};
+use crate::seccomp::Filter;
+use crate::sys::{self, NewProcess};
+
+/// A process that does not outlive its set-up unless that succeeds.
+#[derive(Debug)]
+struct Child {
+    pid: u32,
+    pidfd: Option<OwnedFd>,
+}
+
+impl Child {
+    fn new((pid, pidfd): (u32, OwnedFd)) -> Self {
+        Self {
+            pid,
+            pidfd: Some(pidfd),
+        }
+    }
+
+    /// Collects it and tells how it ended.
+    fn end(&mut self) -> String {
+        let Some(pidfd) = self.pidfd.take() else {
+            return "it was collected already".to_owned();
+        };
+        match reap(pidfd.as_fd()) {
+            Ok(Some(status)) => describe(&status),
+            Ok(None) => "it is still there".to_owned(),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    /// Leaves it alone from now on.
+    fn release(mut self, terminal: Option<OwnedFd>) -> Option<Launched> {
+        Some(Launched {
+            pid: self.pid,
+            pidfd: self.pidfd.take()?,
+            terminal,
+        })
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.pidfd {
+            // It may have ended by itself; it is collected either way.
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+            let _ = reap(pidfd.as_fd());
+        }
+    }
+}
+
+fn describe(status: &WaitIdStatus) -> String {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "unknown end".to_owned(),
+    }
+}
+
+fn gone() -> io::Error {
+    io::Error::from(io::ErrorKind::UnexpectedEof)
+}
+
+/// Makes the container's first process, sets everything up around it and returns when it waits for
+/// its start on `listener`.
+pub(crate) fn create(
+    plan: &Plan,
+    cgroup: &Cgroup,
+    cgroup_mount: &Path,
+    listener: OwnedFd,
+    io: Io,
+    mut state: State,
+) -> Result<Launched, CreateError> {
+    let system = |what| move |source| CreateError::System { what, source };
+    let joined = Joined::open(&plan.namespaces)?;
+    let sources = Sources::open(plan, cgroup_mount)?;
+    let (channel, theirs) = Channel::pair().map_err(system("make a socket"))?;
+    // Rights over namespaces of the host end where a user namespace begins: then a helper joins
+    // what is to be joined, and the real process is born from it.
+    let with_helper = plan.namespaces.has_user() && !plan.namespaces.join.is_empty();
+    let inherited = init::Inherited {
+        plan,
+        joined: &joined,
+        sources: &sources,
+        channel: theirs,
+        listener,
+        io: &io,
+        state: state.clone(),
+        joined_already: with_helper,
+    };
+    let how = NewProcess {
+        namespaces: birth_flags(&plan.namespaces),
+        cgroup: Some(cgroup.as_fd()),
+        sibling: false,
+    };
+    let mut child = if with_helper {
+        let helper = sys::spawn(NewProcess::default(), || help(how, inherited));
+        Child::new(helper.map_err(system("make a helper process"))?)
+    } else {
+        let _inside = joined
+            .get(NamespaceKind::Pid)
+            .map(ChildrenIn::enter)
+            .transpose()
+            .map_err(system("join the pid namespace"))?;
+        let first = sys::spawn(how, || init::run(inherited));
+        Child::new(first.map_err(system("make the container's process (clone3)"))?)
+    };
+    // What only the process needs goes now, or the end of its streams would not be seen.
+    drop(io);
+
+    if with_helper {
+        child = real_process(&channel, child)?;
+    }
+    if plan.namespaces.makes(NamespaceKind::User) {
+        write_mappings(child.pid, &plan.namespaces)
+            .stage(|| "map the ids of the user namespace")?;
+        channel
+            .send(&Message::Mapped, None)
+            .map_err(system("talk to the container's process"))?;
+    }
+    state.set_pid(Some(child.pid as i32));
+    let terminal = follow(plan, &channel, &mut child, &state)?;
+    set_limits(plan, child.pid)?;
+    child
+        .release(terminal)
+        .ok_or_else(gone)
+        .map_err(system("keep the container's process"))
+}
+
+/// The helper's life: joins, makes the real process as a child of the caller, tells and ends.
+fn help(how: NewProcess<'_>, inherited: init::Inherited<'_>) -> i32 {
+    let channel = match inherited.channel.as_fd().try_clone_to_owned() {
+        Ok(fd) => Channel::from(fd),
+        Err(_) => return 1,
+    };
+    let make = || {
+        sys::set_dumpable(false).stage(|| "close the memory to the container")?;
+        inherited.joined.enter(&[])?;
+        let how = NewProcess {
+            sibling: true,
+            ..how
+        };
+        let (pid, _) = sys::spawn(how, || init::run(inherited))
+            .stage(|| "make the container's process (clone3)")?;
+        channel
+            .send(&Message::Forked { pid }, None)
+            .stage(|| "report to the caller")
+    };
+    match make() {
+        Ok(()) => 0,
+        Err(failure) => init::report(&channel, failure),
+    }
+}
+
+/// Waits for the helper to make the real process, and collects the helper.
+fn real_process(channel: &Channel, mut helper: Child) -> Result<Child, CreateError> {
+    let system = |what| move |source| CreateError::System { what, source };
+    let received = channel
+        .receive()
+        .map_err(system("talk to the helper process"))?;
+    let pid = match received {
+        Some((Message::Forked { pid }, _)) => pid,
+        Some((Message::Failed(failure), _)) => return Err(failure.into()),
+        Some((message, _)) => return Err(CreateError::Died(format!("it sent {message:?}"))),
+        None => return Err(CreateError::Died(helper.end())),
+    };
+    // It is a child of this process and not collected, so its id cannot be another's.
+    let pidfd = Pid::from_raw(pid as i32)
+        .ok_or(rustix::io::Errno::SRCH)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+        .map_err(io::Error::from)
+        .map_err(system("open the container's process"))?;
+    let child = Child::new((pid, pidfd));
+    helper.end();
+    Ok(child)
+}
+
+/// Follows the first process until it is ready, running the caller's hooks on the way. Returns the
+/// master of its terminal.
+fn follow(
+    plan: &Plan,
+    channel: &Channel,
+    child: &mut Child,
+    state: &State,
+) -> Result<Option<OwnedFd>, CreateError> {
+    let system = |source| CreateError::System {
+        what: "talk to the container's process",
+        source,
+    };
+    let mut terminal = None;
+    loop {
+        match channel.receive().map_err(system)? {
+            Some((Message::MountsReady, _)) => {
+                hooks::run("prestart", plan.hooks.prestart(), state)?;
+                hooks::run("createRuntime", plan.hooks.create_runtime(), state)?;
+                channel.send(&Message::HooksDone, None).map_err(system)?;
+            }
+            Some((Message::Terminal, fd)) => terminal = fd,
+            Some((Message::Ready, _)) => return Ok(terminal),
+            Some((Message::Failed(failure), _)) => return Err(failure.into()),
+            Some((message, _)) => {
+                return Err(CreateError::Died(format!("it sent {message:?}")));
+            }
+            None => return Err(CreateError::Died(child.end())),
+        }
+    }
+}
+
+/// Sets the limits of the first process from outside, where a user namespace takes no rights away,
+/// and when it no longer opens anything itself.
+fn set_limits(plan: &Plan, pid: u32) -> Result<(), Failure> {
+    for &(resource, limit) in &plan.process.rlimits {
+        prlimit(Pid::from_raw(pid as i32), resource, limit)
+            .stage(|| limit_stage(resource, limit))?;
+    }
+    Ok(())
+}
+
+/// Where a process is to be added.
+pub(crate) struct Place<'a> {
+    /// The container's first process.
+    pub first: BorrowedFd<'a>,
+    /// Flags of its namespaces, without those of users and of process ids.
+    pub namespaces: u64,
+    /// Whether it has a pid namespace of its own.
+    pub pid: bool,
+    /// Whether it has a user namespace of its own.
+    pub user: bool,
+    /// Its cgroup.
+    pub cgroup: &'a Cgroup,
+}
+
+/// Adds a process to a container and returns when it has become its command.
+pub(crate) fn exec(
+    process: &ProcessPlan,
+    filter: Option<Filter>,
+    place: &Place<'_>,
+    io: Io,
+    other_cgroup: impl FnOnce() -> Option<Cgroup>,
+) -> Result<Launched, ExecError> {
+    let system = |what| move |source| ExecError::System { what, source };
+    let attempt = |cgroup: &Cgroup| -> Result<(Channel, Child), ExecError> {
+        let (channel, theirs) = Channel::pair().map_err(system("make a socket"))?;
+        let inherited = join::Inherited {
+            process,
+            filter: filter.clone(),
+            first: place.first,
+            namespaces: place.namespaces,
+            user: place.user,
+            channel: theirs,
+            io: &io,
+        };
+        let how = NewProcess {
+            cgroup: Some(cgroup.as_fd()),
+            ..NewProcess::default()
+        };
+        let _inside = place
+            .pid
+            .then(|| ChildrenIn::enter(place.first))
+            .transpose()
+            .map_err(system("join the pid namespace"))?;
+        let child = sys::spawn(how, || join::run(inherited))
+            .map_err(system("make a process in the container (clone3)"))?;
+        Ok((channel, Child::new(child)))
+    };
+    let made = match attempt(place.cgroup) {
+        // A container that manages cgroups itself has moved its processes further down, and a
+        // cgroup with children that have controllers takes none: go where the first process is.
+        Err(ExecError::System { source, .. })
+            if source.kind() == io::ErrorKind::ResourceBusy =>
+        {
+            match other_cgroup() {
+                Some(cgroup) => attempt(&cgroup),
+                None => Err(system("make a process in the container (clone3)")(source)),
+            }
+        }
+        other => other,
+    };
+    let (channel, mut child) = made?;
+    drop(io);
+
+    let mut terminal = None;
+    let mut executing = false;
+    loop {
+        let received = channel
+            .receive()
+            .map_err(system("talk to the new process"))?;
+        match received {
+            Some((Message::Terminal, fd)) => terminal = fd,
+            Some((Message::Executing, _)) => executing = true,
+            Some((Message::Failed(failure), _)) => return Err(failure.into()),
+            Some((message, _)) => return Err(ExecError::Died(format!("it sent {message:?}"))),
+            None if executing => {
+                return child
+                    .release(terminal)
+                    .ok_or_else(gone)
+                    .map_err(system("keep the new process"));
+            }
+            None => return Err(ExecError::Died(child.end())),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Processes of a container: what the caller gives and gets, the caller's side of making one
+//! ([`launch`]), and what runs on the other side: [`init`] for a container's first process,
+//! [`join`] for one that is added, [`finish`] for the end that both have in common.
+
+mod command;
+mod finish;
+mod init;
+mod join;
+mod launch;
+pub(crate) mod message;
+
+pub(crate) use launch::{Place, create, exec};
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+
+/// How a process is connected.
+#[derive(Debug)]
+pub enum Io {
+    /// The three standard streams.
+    Files {
+        /// File descriptor 0.
+        stdin: OwnedFd,
+        /// File descriptor 1.
+        stdout: OwnedFd,
+        /// File descriptor 2.
+        stderr: OwnedFd,
+    },
+    /// A pseudo terminal from the container's own devpts.
+    Terminal {
+        /// The first size; without it that of the spec, if any, else the kernel's 0x0.
+        size: Option<TerminalSize>,
+    },
+}
+
+/// The size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Characters in a row.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+/// A process made by the engine. It is a child of the caller, who reaps it.
+#[derive(Debug)]
+pub struct Launched {
+    /// Its process id as the caller sees it.
+    pub pid: u32,
+    /// A descriptor of it: readable when it has ended.
+    pub pidfd: OwnedFd,
+    /// The master side of its terminal, when it has one.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// Waits for the end of a child and collects it.
+pub(crate) fn reap(pidfd: BorrowedFd<'_>) -> io::Result<Option<WaitIdStatus>> {
+    Ok(rustix::io::retry_on_intr(|| {
+        waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)
+    })?)
+}

@@ -1,0 +1,151 @@
+//! Attributes of the calling process, and `execve`.
+
+use std::convert::Infallible;
+use std::ffi::{CStr, CString, c_char};
+use std::io;
+
+use super::check;
+
+/// Whether other processes may look into this one (`/proc/<pid>/{mem,fd,exe}`, ptrace).
+pub(crate) fn set_dumpable(dumpable: bool) -> io::Result<()> {
+    // SAFETY: PR_SET_DUMPABLE takes one integer.
+    check(unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0, 0, 0)
+    }
+    .into())?;
+    Ok(())
+}
+
+/// Marks every descriptor from `first` on to be closed by `execve`.
+pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: with CLOSE_RANGE_CLOEXEC no descriptor is closed, so none that is owned elsewhere
+    // becomes invalid.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    })?;
+    Ok(())
+}
+
+/// Becomes the program at `path`; returns only when that fails.
+pub(crate) fn execute(path: &CStr, args: &[CString], env: &[CString]) -> io::Result<Infallible> {
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        strings
+            .iter()
+            .map(|string| string.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both lists end with a null pointer, and their strings, like `path`, are terminated
+    // and outlive the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    Err(io::Error::last_os_error())
+}
+
+/// Gives the process a session keyring of its own instead of the caller's. Does nothing on a
+/// kernel without keyrings.
+pub(crate) fn join_session_keyring(name: &CStr) -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: the operation reads the terminated name.
+    let joined = check(unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr())
+    });
+    match joined {
+        Err(error) if error.raw_os_error() != Some(libc::ENOSYS) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Sets the execution domain (`personality(2)`).
+pub(crate) fn set_personality(domain: u32) -> io::Result<()> {
+    // SAFETY: takes one integer.
+    check(unsafe { libc::personality(domain.into()) }.into())?;
+    Ok(())
+}
+
+/// Sets the io priority of the process: `class` is an `IOPRIO_CLASS_*`.
+pub(crate) fn set_io_priority(class: u32, level: u32) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: takes three integers; process 0 is the caller.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_ioprio_set,
+            IOPRIO_WHO_PROCESS,
+            0,
+            (class << 13) | level,
+        )
+    })?;
+    Ok(())
+}
+
+/// The fields of `struct sched_attr` that a spec can set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SchedulerAttributes {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// For the time-sharing policies.
+    pub nice: i32,
+    /// For the real-time policies.
+    pub priority: u32,
+    /// Nanoseconds, for `SCHED_DEADLINE`.
+    pub runtime: u64,
+    /// Nanoseconds, for `SCHED_DEADLINE`.
+    pub deadline: u64,
+    /// Nanoseconds, for `SCHED_DEADLINE`.
+    pub period: u64,
+}
+
+/// Sets the scheduling policy of the process.
+pub(crate) fn set_scheduler(attributes: SchedulerAttributes) -> io::Result<()> {
+    /// The first version of the kernel's structure.
+    #[repr(C)]
+    struct SchedAttr {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attr = SchedAttr {
+        size: std::mem::size_of::<SchedAttr>() as u32,
+        policy: attributes.policy,
+        flags: attributes.flags,
+        nice: attributes.nice,
+        priority: attributes.priority,
+        runtime: attributes.runtime,
+        deadline: attributes.deadline,
+        period: attributes.period,
+    };
+    // SAFETY: `attr` says its own size and outlives the call; process 0 is the caller.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })?;
+    Ok(())
+}
+
+/// Binds the process to processors.
+pub(crate) fn set_affinity(cpus: &[u32]) -> io::Result<()> {
+    let highest = cpus.iter().copied().max().unwrap_or(0) as usize;
+    let mut mask = vec![0u64; highest / 64 + 1];
+    for &cpu in cpus {
+        mask[cpu as usize / 64] |= 1 << (cpu % 64);
+    }
+    // SAFETY: the kernel reads exactly the bytes of `mask`; process 0 is the caller.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_setaffinity,
+            0,
+            std::mem::size_of_val(mask.as_slice()),
+            mask.as_ptr(),
+        )
+    })?;
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! What a process is: ids, rights, limits, environment.
+
+mod common;
+
+use common::{Bundle, field};
+use serde_json::json;
+
+#[test]
+fn ids_groups_and_umask() {
+    let mut bundle = Bundle::new("cat /proc/self/status; echo Cwd: $PWD; umask");
+    bundle.spec["process"]["user"] =
+        json!({"uid": 1000, "gid": 1001, "additionalGids": [5, 7], "umask": 0o027});
+    bundle.spec["process"]["cwd"] = json!("/new/place");
+    let status = bundle.run();
+    assert_eq!(field(&status, "Uid"), "1000\t1000\t1000\t1000");
+    assert_eq!(field(&status, "Gid"), "1001\t1001\t1001\t1001");
+    assert_eq!(field(&status, "Groups"), "5 7");
+    assert_eq!(field(&status, "Cwd"), "/new/place");
+    assert_eq!(status.lines().last(), Some("0027"));
+    assert_eq!(field(&status, "Umask"), "0027");
+}
+
+#[test]
+fn the_environment_is_that_of_the_spec_with_a_home() {
+    let mut bundle = Bundle::new("");
+    bundle.spec["process"]["args"] = json!(["env"]);
+    bundle.spec["process"]["env"] = json!(["PATH=/bin", "A=b=c"]);
+    bundle.spec["process"]["user"]["uid"] = json!(1000);
+    assert_eq!(bundle.run(), "PATH=/bin\nA=b=c\nHOME=/home/ann\n");
+    bundle.spec["process"]["env"] = json!(["PATH=/bin", "HOME=/else"]);
+    assert_eq!(bundle.run(), "PATH=/bin\nHOME=/else\n");
+    bundle.spec["process"]["env"] = json!(["PATH=/bin"]);
+    bundle.spec["process"]["user"]["uid"] = json!(77);
+    assert_eq!(bundle.run(), "PATH=/bin\nHOME=/\n");
+}
+
+#[test]
+fn capabilities_are_those_of_the_spec() {
+    let mut bundle = Bundle::new("cat /proc/self/status");
+    bundle.spec["process"]["capabilities"] = json!({
+        "bounding": ["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE"],
+        "effective": ["CAP_KILL"],
+        "permitted": ["CAP_KILL", "CAP_NET_BIND_SERVICE"],
+        "inheritable": ["CAP_NET_BIND_SERVICE"],
+        "ambient": ["CAP_NET_BIND_SERVICE"],
+    });
+    bundle.spec["process"]["user"]["uid"] = json!(1000);
+    let status = bundle.run();
+    // chown is bit 0, kill 5, net_bind_service 10. The program is executed without any file
+    // capability, as an ordinary user: what is left is what is ambient.
+    assert_eq!(field(&status, "CapBnd"), "0000000000000421");
+    assert_eq!(field(&status, "CapInh"), "0000000000000400");
+    assert_eq!(field(&status, "CapAmb"), "0000000000000400");
+    assert_eq!(field(&status, "CapPrm"), "0000000000000400");
+    assert_eq!(field(&status, "CapEff"), "0000000000000400");
+
+    bundle.spec["process"]["user"]["uid"] = json!(0);
+    let status = bundle.run();
+    assert_eq!(field(&status, "CapPrm"), "0000000000000421");
+}
+
+#[test]
+fn without_capabilities_root_has_none() {
+    let mut bundle = Bundle::new("cat /proc/self/status");
+    bundle.spec["process"]["capabilities"] = json!(null);
+    let status = bundle.run();
+    for set in ["CapBnd", "CapInh", "CapAmb", "CapPrm", "CapEff"] {
+        assert_eq!(field(&status, set), "0000000000000000");
+    }
+}
+
+#[test]
+fn no_new_privileges_is_set_as_asked() {
+    let mut bundle = Bundle::new("cat /proc/self/status");
+    assert_eq!(field(&bundle.run(), "NoNewPrivs"), "1");
+    bundle.spec["process"]["noNewPrivileges"] = json!(false);
+    assert_eq!(field(&bundle.run(), "NoNewPrivs"), "0");
+}
+
+#[test]
+fn limits_and_oom_score() {
+    let mut bundle = Bundle::new("cat /proc/self/limits; echo oom $(cat /proc/self/oom_score_adj)");
+    bundle.spec["process"]["rlimits"] = json!([
+        {"type": "RLIMIT_NOFILE", "soft": 100, "hard": 200},
+        {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+    ]);
+    bundle.spec["process"]["oomScoreAdj"] = json!(500);
+    let limits = bundle.run();
+    let files: Vec<_> = field(&limits, "Max open files").split_whitespace().collect();
+    assert_eq!(files[..2], ["100", "200"]);
+    let core: Vec<_> = field(&limits, "Max core file size").split_whitespace().collect();
+    assert_eq!(core[..2], ["0", "0"]);
+    assert_eq!(field(&limits, "oom"), "500");
+}
+
+#[test]
+fn no_descriptor_and_no_signal_state_leaks_in() {
+    // The shell opens one descriptor to read the directory.
+    let bundle = Bundle::new("ls /proc/self/fd; cat /proc/self/status");
+    let text = bundle.run();
+    let fds: Vec<_> = text.lines().take_while(|line| !line.starts_with("Name")).collect();
+    assert_eq!(fds, ["0", "1", "2", "3"]);
+    // The engine itself, like every Rust program, ignores SIGPIPE.
+    assert_eq!(field(&text, "SigIgn"), "0000000000000000");
+    assert_eq!(field(&text, "SigBlk"), "0000000000000000");
+}
+
+#[test]
+fn scheduling_as_asked() {
+    let mut bundle = Bundle::new("ionice -p $$; cut -d' ' -f19 /proc/self/stat; grep allowed_list /proc/self/status");
+    bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+    bundle.spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+    bundle.spec["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "0"});
+    let text = bundle.run();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "best-effort: prio 6");
+    assert_eq!(lines[1], "5");
+    assert_eq!(lines[2], "Cpus_allowed_list:\t0");
+}
+
+#[test]
+fn a_working_directory_outside_the_container_is_refused() {
+    let mut bundle = Bundle::new("true");
+    for fd in 3..20 {
+        bundle.spec["process"]["cwd"] = json!(format!("/proc/self/fd/{fd}"));
+        let outcomes = bundle.take(json!(["create", {"delete": {"force": true}}]));
+        assert!(outcomes[0].get("error").is_some(), "descriptor {fd}");
+    }
+}
+
+#[test]
+fn the_user_owns_the_streams() {
+    let mut bundle = Bundle::new("echo again > /dev/stdout");
+    bundle.spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    assert_eq!(bundle.run(), "again\n");
+}
+
+#[test]
+fn seccomp_refuses_what_the_profile_refuses() {
+    let mut bundle = Bundle::new("mkdir /tmp/a; chmod 700 /tmp; grep Seccomp: /proc/self/status");
+    let profile = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [
+            {"names": ["mkdir", "mkdirat", "no_such_call"], "action": "SCMP_ACT_ERRNO",
+             "errnoRet": 28},
+            {"names": ["chmod", "fchmodat", "fchmodat2"], "action": "SCMP_ACT_ERRNO"},
+        ],
+    });
+    bundle.spec["linux"]["seccomp"] = profile;
+    for no_new_privileges in [true, false] {
+        bundle.spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        let text = bundle.run();
+        assert!(text.contains("No space left on device"), "{text}");
+        assert!(text.contains("Operation not permitted"), "{text}");
+        assert_eq!(field(&text, "Seccomp"), "2");
+    }
+}
+
+#[test]
+fn a_strict_profile_need_not_allow_the_engine_s_own_calls() {
+    let mut bundle = Bundle::new("");
+    bundle.spec["process"]["args"] = json!(["/bin/echo", "strict"]);
+    bundle.spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_KILL_PROCESS",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": [
+            "execve", "arch_prctl", "set_tid_address", "set_robust_list", "rseq", "prlimit64",
+            "readlink", "getrandom", "brk", "mprotect", "write", "writev", "exit_group", "prctl",
+            "getuid", "uname", "fstat", "newfstatat", "mmap", "ioctl", "getgid", "setuid", "setgid",
+        ], "action": "SCMP_ACT_ALLOW"}],
+    });
+    assert_eq!(bundle.run(), "strict\n");
+}

@@ -1,0 +1,299 @@
+//! `containerd-shim-joey-v2 start`: binds the pod's socket, leaves a process of
+//! ours behind that serves it, and tells containerd where.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use containerd_shim::{Flags, socket_address};
+use containerd_shim_protos::TASK_API_VERSION;
+use protocol::ids;
+use serde::{Deserialize, Serialize};
+
+use crate::pod::SANDBOX_ID;
+
+/// Keeps the C library from giving each thread a heap of its own: the server is
+/// there for the whole life of a pod, and should be small.
+const MALLOC: [(&str, &str); 2] = [
+    ("MALLOC_ARENA_MAX", "1"),
+    ("MALLOC_TRIM_THRESHOLD_", "131072"),
+];
+
+/// Why no process could be left behind.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// containerd's arguments are not its own.
+    #[error("-{flag} is {value:?}, which is not valid; this program is started by containerd")]
+    Flag {
+        /// Its name.
+        flag: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// The bundle is unreadable.
+    #[error("cannot read {}", .0.display())]
+    Bundle(PathBuf, #[source] io::Error),
+    /// The bundle's spec is not JSON.
+    #[error("{} is not valid", .0.display())]
+    Spec(PathBuf, #[source] serde_json::Error),
+    /// A container's sandbox is gone.
+    #[error("sandbox {0} is not running")]
+    NoSandbox(String),
+    /// The socket cannot be had.
+    #[error("cannot listen on {}", .0.display())]
+    Socket(PathBuf, #[source] io::Error),
+    /// The server cannot be started.
+    #[error("cannot start the shim's server")]
+    Spawn(#[source] io::Error),
+}
+
+/// What containerd reads from our standard output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Answer {
+    /// Of the Task API, and of this message.
+    pub version: i32,
+    /// "unix://" and a path.
+    pub address: String,
+    /// "ttrpc".
+    pub protocol: &'static str,
+}
+
+/// The part of a spec that decides whose process serves it.
+#[derive(Deserialize)]
+struct Annotations {
+    #[serde(default)]
+    annotations: std::collections::HashMap<String, String>,
+}
+
+/// Serves containerd's `start` in the bundle's directory.
+///
+/// # Errors
+/// When the bundle is unreadable, the sandbox of a container is gone, or the
+/// server cannot be started.
+pub fn start(flags: &Flags, bundle: &Path) -> Result<Answer, BootstrapError> {
+    check(flags)?;
+    let group = group(flags, bundle)?;
+    let address = address(flags, &group);
+    let path = socket_path(&address);
+    let answer = Answer {
+        version: TASK_API_VERSION,
+        address: address.clone(),
+        protocol: "ttrpc",
+    };
+    if group != flags.id {
+        // Only the sandbox's own process can hold its containers.
+        return match UnixStream::connect(&path) {
+            Ok(_) => Ok(answer),
+            Err(_) => Err(BootstrapError::NoSandbox(group)),
+        };
+    }
+    let Some(listener) = listen(&path)? else {
+        return Ok(answer);
+    };
+    match serve(flags, bundle, listener) {
+        Ok(()) => Ok(answer),
+        Err(error) => {
+            // Nobody answers on it.
+            let _ = fs::remove_file(&path);
+            Err(BootstrapError::Spawn(error))
+        }
+    }
+}
+
+/// Refuses ids that could leave a directory.
+///
+/// # Errors
+/// Names the flag.
+pub fn check(flags: &Flags) -> Result<(), BootstrapError> {
+    for (flag, value) in [("id", &flags.id), ("namespace", &flags.namespace)] {
+        if !ids::is_valid(value) {
+            return Err(BootstrapError::Flag {
+                flag,
+                value: value.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The address of a pod's socket, by containerd's convention.
+pub fn address(flags: &Flags, group: &str) -> String {
+    socket_address(&flags.address, &flags.namespace, group)
+}
+
+/// The path in a socket's address.
+pub fn socket_path(address: &str) -> PathBuf {
+    address.strip_prefix("unix://").unwrap_or(address).into()
+}
+
+/// The id of the sandbox whose process serves this bundle.
+fn group(flags: &Flags, bundle: &Path) -> Result<String, BootstrapError> {
+    let path = bundle.join("config.json");
+    let json = match fs::read(&path) {
+        Ok(json) => json,
+        Err(error) => return Err(BootstrapError::Bundle(path, error)),
+    };
+    let spec: Annotations = match serde_json::from_slice(&json) {
+        Ok(spec) => spec,
+        Err(error) => return Err(BootstrapError::Spec(path, error)),
+    };
+    match spec.annotations.get(SANDBOX_ID) {
+        Some(sandbox) if !ids::is_valid(sandbox) => Err(BootstrapError::Flag {
+            flag: SANDBOX_ID,
+            value: sandbox.clone(),
+        }),
+        Some(sandbox) => Ok(sandbox.clone()),
+        None => Ok(flags.id.clone()),
+    }
+}
+
+/// Binds the socket; `None`: someone serves it already.
+fn listen(path: &Path) -> Result<Option<UnixListener>, BootstrapError> {
+    let failed = |error| BootstrapError::Socket(path.to_owned(), error);
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(failed)?;
+    }
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if UnixStream::connect(path).is_ok() {
+                return Ok(None);
+            }
+            // Its process was killed.
+            fs::remove_file(path).map_err(failed)?;
+            UnixListener::bind(path)
+        }
+        other => other,
+    }
+    .map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(Some(listener))
+}
+
+/// Starts this program again, as the server: its standard input is the socket.
+fn serve(flags: &Flags, bundle: &Path, listener: UnixListener) -> io::Result<()> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["-namespace", &flags.namespace])
+        .args(["-id", &flags.id])
+        .args(["-address", &flags.address])
+        .envs(MALLOC)
+        .current_dir(bundle)
+        .stdin(OwnedFd::from(listener))
+        // containerd reads our output to its end, so nobody else may hold it.
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    if flags.debug {
+        command.arg("-debug");
+    }
+    let child = command.spawn()?;
+    protect(child.id());
+    Ok(())
+}
+
+/// Makes the server a little more killable than containerd, as shims are.
+fn protect(server: u32) {
+    let parent = std::os::unix::process::parent_id();
+    let Ok(score) = fs::read_to_string(format!("/proc/{parent}/oom_score_adj")) else {
+        return;
+    };
+    if let Ok(score) = score.trim().parse::<i32>() {
+        // Without the right to lower it the server keeps what it inherits.
+        let _ = fs::write(
+            format!("/proc/{server}/oom_score_adj"),
+            (score + 1).min(1000).to_string(),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(args: &[&str]) -> Flags {
+        containerd_shim::parse(args).unwrap()
+    }
+
+    #[test]
+    fn containerds_arguments_are_read() {
+        let flags = flags(&[
+            "-namespace",
+            "k8s.io",
+            "-address",
+            "/run/containerd/containerd.sock",
+            "-publish-binary",
+            "/usr/bin/containerd",
+            "-id",
+            "abc",
+            "-debug",
+            "start",
+        ]);
+        check(&flags).unwrap();
+        assert_eq!((flags.action.as_str(), flags.debug), ("start", true));
+        let address = address(&flags, "abc");
+        assert!(address.starts_with("unix:///run/containerd/s/"), "{address}");
+        assert_eq!(address.len(), "unix:///run/containerd/s/".len() + 64);
+    }
+
+    #[test]
+    fn ids_that_are_paths_are_refused() {
+        for args in [
+            ["-namespace", "k8s.io", "-id", "../x"],
+            ["-namespace", "", "-id", "x"],
+            ["-namespace", "a/b", "-id", "x"],
+        ] {
+            assert!(check(&flags(&args)).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn the_answer_is_what_containerd_parses() {
+        let answer = Answer {
+            version: TASK_API_VERSION,
+            address: "unix:///run/containerd/s/0".into(),
+            protocol: "ttrpc",
+        };
+        assert_eq!(
+            serde_json::to_string(&answer).unwrap(),
+            r#"{"version":3,"address":"unix:///run/containerd/s/0","protocol":"ttrpc"}"#
+        );
+    }
+
+    #[test]
+    fn a_container_is_served_by_its_sandbox() {
+        let bundle = tempfile::tempdir().unwrap();
+        let write = |json: &str| fs::write(bundle.path().join("config.json"), json).unwrap();
+        let flags = flags(&["-namespace", "n", "-id", "c1"]);
+        write(r#"{"annotations": {"io.kubernetes.cri.sandbox-id": "s1"}}"#);
+        assert_eq!(group(&flags, bundle.path()).unwrap(), "s1");
+        // Its sandbox is not there.
+        assert!(matches!(
+            start(&flags, bundle.path()),
+            Err(BootstrapError::NoSandbox(_))
+        ));
+        write("{}");
+        assert_eq!(group(&flags, bundle.path()).unwrap(), "c1");
+        write(r#"{"annotations": {"io.kubernetes.cri.sandbox-id": "../s1"}}"#);
+        assert!(group(&flags, bundle.path()).is_err());
+        write("[");
+        assert!(matches!(
+            group(&flags, bundle.path()),
+            Err(BootstrapError::Spec(..))
+        ));
+    }
+
+    #[test]
+    fn a_dead_servers_socket_is_taken_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s/socket");
+        let first = listen(&path).unwrap().unwrap();
+        assert!(listen(&path).unwrap().is_none(), "it is served");
+        drop(first);
+        assert!(listen(&path).unwrap().is_some());
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

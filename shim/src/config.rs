@@ -1,0 +1,291 @@
+//! `/etc/joey/config.toml`: what the operator may set. Every key has a default,
+//! so the file may be missing; a key that is not known is an error.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// Read when neither the environment nor containerd names another file.
+pub const DEFAULT_PATH: &str = "/etc/joey/config.toml";
+
+/// Environment variable that names another file.
+pub const PATH_VARIABLE: &str = "JOEY_CONFIG";
+
+/// Most memory and vCPUs that the VMM takes.
+const MAX_VCPUS: u8 = 32;
+const MIN_MEMORY_MIB: u32 = 64;
+const MIN_SCRATCH_MIB: u64 = 16;
+
+/// The operator's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The guest kernel: an uncompressed x86-64 ELF (`vmlinux`).
+    pub kernel: PathBuf,
+    /// The initramfs that holds the agent: a cpio archive.
+    pub agent: PathBuf,
+    /// The `joey-vmm` binary.
+    pub vmm: PathBuf,
+    /// What lives no longer than the host's boot: sockets and records.
+    pub state_dir: PathBuf,
+    /// Image blobs and the scratch template; on a disk with room.
+    pub data_dir: PathBuf,
+    /// Guest memory of a pod, in MiB, on top of the pod's own memory limit.
+    pub memory_mib: u32,
+    /// Upper bound of a guest's memory in MiB, whatever the pod asks for.
+    pub max_memory_mib: u32,
+    /// vCPUs of a pod without a CPU limit.
+    pub vcpus: u8,
+    /// Upper bound of a pod's vCPUs.
+    pub max_vcpus: u8,
+    /// Size of a pod's scratch disk in MiB. It is sparse: only what the pod
+    /// writes is used.
+    pub scratch_mib: u64,
+    /// First user id that VMMs run as; each runs as one of its own.
+    pub uid_base: u32,
+    /// How many user ids from `uid_base` on are joey's.
+    pub uid_count: u32,
+    /// Whether the guest's kernel messages go to `console.log` in the sandbox's
+    /// state directory. Slows the start.
+    pub console: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            kernel: "/usr/lib/joey/vmlinux".into(),
+            agent: "/usr/lib/joey/agent.cpio".into(),
+            vmm: "/usr/lib/joey/joey-vmm".into(),
+            state_dir: "/run/joey".into(),
+            data_dir: "/var/lib/joey".into(),
+            memory_mib: 256,
+            max_memory_mib: 65536,
+            vcpus: 1,
+            max_vcpus: MAX_VCPUS,
+            scratch_mib: 10240,
+            uid_base: 1_885_000_000,
+            uid_count: 65536,
+            console: false,
+        }
+    }
+}
+
+/// Why the configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file exists but cannot be read, or was named and does not exist.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key or a value of the wrong type.
+    #[error("configuration {origin}, line {line}: {message}")]
+    Parse {
+        /// The file, or where else the text is from.
+        origin: String,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong; an unknown key is named beside the known ones.
+        message: String,
+    },
+    /// A value that cannot work.
+    #[error("configuration {origin}: {key} is {value}, but must be {must}")]
+    Value {
+        /// The file, or where else the text is from.
+        origin: String,
+        /// The key.
+        key: &'static str,
+        /// What it says.
+        value: String,
+        /// What it may say.
+        must: String,
+    },
+}
+
+impl Config {
+    /// The configuration of this host: the file that [`PATH_VARIABLE`] names,
+    /// else [`DEFAULT_PATH`], else the defaults.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is wrong; a missing default file is not.
+    pub fn load() -> Result<Self, ConfigError> {
+        match std::env::var_os(PATH_VARIABLE) {
+            Some(path) => Self::read(Path::new(&path)),
+            None => match Self::read(Path::new(DEFAULT_PATH)) {
+                Err(ConfigError::Read { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound =>
+                {
+                    Ok(Self::default())
+                }
+                other => other,
+            },
+        }
+    }
+
+    /// Reads one file.
+    ///
+    /// # Errors
+    /// When it is missing, unreadable or wrong.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(&text, &path.display().to_string())
+    }
+
+    /// Reads a text; `origin` stands for its file in errors.
+    ///
+    /// # Errors
+    /// When it is not TOML, has an unknown key or a value that cannot work.
+    pub fn parse(text: &str, origin: &str) -> Result<Self, ConfigError> {
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start.min(text.len()));
+            ConfigError::Parse {
+                origin: origin.to_owned(),
+                line: 1 + text.as_bytes()[..start]
+                    .iter()
+                    .filter(|byte| **byte == b'\n')
+                    .count(),
+                message: error.message().replace('\n', " "),
+            }
+        })?;
+        config.check(origin)?;
+        Ok(config)
+    }
+
+    fn check(&self, origin: &str) -> Result<(), ConfigError> {
+        let wrong = |key, value: &dyn ToString, must: String| {
+            Err(ConfigError::Value {
+                origin: origin.to_owned(),
+                key,
+                value: value.to_string(),
+                must,
+            })
+        };
+        for (key, path) in [
+            ("kernel", &self.kernel),
+            ("agent", &self.agent),
+            ("vmm", &self.vmm),
+            ("state_dir", &self.state_dir),
+            ("data_dir", &self.data_dir),
+        ] {
+            if !path.is_absolute() {
+                return wrong(key, &path.display(), "an absolute path".into());
+            }
+        }
+        if self.memory_mib < MIN_MEMORY_MIB {
+            return wrong(
+                "memory_mib",
+                &self.memory_mib,
+                format!("{MIN_MEMORY_MIB} or more"),
+            );
+        }
+        if self.max_memory_mib < self.memory_mib {
+            return wrong(
+                "max_memory_mib",
+                &self.max_memory_mib,
+                format!("memory_mib ({}) or more", self.memory_mib),
+            );
+        }
+        if !(1..=MAX_VCPUS).contains(&self.max_vcpus) {
+            return wrong("max_vcpus", &self.max_vcpus, format!("1 to {MAX_VCPUS}"));
+        }
+        if !(1..=self.max_vcpus).contains(&self.vcpus) {
+            return wrong(
+                "vcpus",
+                &self.vcpus,
+                format!("1 to max_vcpus ({})", self.max_vcpus),
+            );
+        }
+        if self.scratch_mib < MIN_SCRATCH_MIB {
+            return wrong(
+                "scratch_mib",
+                &self.scratch_mib,
+                format!("{MIN_SCRATCH_MIB} or more"),
+            );
+        }
+        if self.uid_base == 0 {
+            return wrong(
+                "uid_base",
+                &self.uid_base,
+                "above 0: a VMM never runs as root".into(),
+            );
+        }
+        // The last id, u32::MAX, means "none" to the kernel.
+        if self.uid_count == 0 || self.uid_base.checked_add(self.uid_count).is_none() {
+            return wrong(
+                "uid_count",
+                &self.uid_count,
+                "above 0, and uid_base + uid_count below 4294967296".into(),
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_is_the_defaults() {
+        let config = Config::parse("", "c").unwrap();
+        assert_eq!(config, Config::default());
+        config.check("defaults").unwrap();
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_file_line_and_the_known_keys() {
+        let text = "vcpus = 2\n\nmemori_mib = 5\n";
+        let error = Config::parse(text, "/etc/joey/config.toml")
+            .unwrap_err()
+            .to_string();
+        for part in [
+            "/etc/joey/config.toml",
+            "line 3",
+            "memori_mib",
+            "memory_mib",
+            "kernel",
+        ] {
+            assert!(error.contains(part), "{part} is not in: {error}");
+        }
+        assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_names_its_line() {
+        let error = Config::parse("console = 1", "c").unwrap_err();
+        assert!(matches!(error, ConfigError::Parse { line: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        for (text, key) in [
+            ("kernel = 'vmlinux'", "kernel"),
+            ("memory_mib = 63", "memory_mib"),
+            ("max_memory_mib = 64", "max_memory_mib"),
+            ("vcpus = 0", "vcpus"),
+            ("vcpus = 3\nmax_vcpus = 2", "vcpus"),
+            ("max_vcpus = 33", "max_vcpus"),
+            ("scratch_mib = 1", "scratch_mib"),
+            ("uid_base = 0", "uid_base"),
+            ("uid_base = 4294967000", "uid_count"),
+        ] {
+            match Config::parse(text, "c") {
+                Err(ConfigError::Value { key: named, .. }) => assert_eq!(named, key, "{text}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Config::read(&dir.path().join("none.toml")).unwrap_err();
+        assert!(error.to_string().contains("none.toml"));
+    }
+}

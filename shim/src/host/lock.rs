@@ -1,0 +1,82 @@
+//! Locks on single bytes of a file: many locks, one file, nothing to tidy up.
+//!
+//! Open-file-description locks also hold between threads, and go when their
+//! holder closes the file or dies.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+/// A lock that is held until it is dropped.
+#[derive(Debug)]
+pub struct ByteLock {
+    _file: File,
+}
+
+impl ByteLock {
+    /// Waits for byte `at` of the file, which is made if it is missing.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or locked.
+    pub fn acquire(path: &Path, at: u64) -> io::Result<Self> {
+        let file = open(path)?;
+        let range = range(at);
+        loop {
+            match fcntl(&file, FcntlArg::F_OFD_SETLKW(&range)) {
+                Ok(_) => return Ok(Self { _file: file }),
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Takes byte `at` of the file unless someone holds it: then `None`.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or locked.
+    pub fn try_acquire(path: &Path, at: u64) -> io::Result<Option<Self>> {
+        let file = open(path)?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&range(at))) {
+            Ok(_) => Ok(Some(Self { _file: file })),
+            Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+}
+
+fn range(at: u64) -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: (at & i64::MAX as u64) as i64,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_has_one_holder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let held = ByteLock::acquire(&path, 7).unwrap();
+        assert!(ByteLock::try_acquire(&path, 7).unwrap().is_none());
+        assert!(ByteLock::try_acquire(&path, 8).unwrap().is_some());
+        drop(held);
+        assert!(ByteLock::try_acquire(&path, 7).unwrap().is_some());
+    }
+}

@@ -1,0 +1,9 @@
+//! What a sandbox has on the host: a cgroup, a scratch disk, a user id, a
+//! directory with its record.
+
+pub mod cgroup;
+pub mod files;
+pub mod lock;
+pub mod record;
+pub mod scratch;
+pub mod uids;

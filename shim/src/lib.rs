@@ -1,0 +1,21 @@
+//! containerd's shim for joey: one process per pod, owner of the pod's microVM.
+
+pub mod bootstrap;
+pub mod cleanup;
+pub mod config;
+pub mod error;
+pub mod events;
+pub mod guest;
+pub mod guest_spec;
+pub mod host;
+pub mod images;
+pub mod metrics;
+pub mod pod;
+pub mod process;
+pub mod sandbox;
+pub mod server;
+pub mod service;
+pub mod stages;
+pub mod streams;
+pub mod task_state;
+pub mod vm;

@@ -1,0 +1,109 @@
+//! What a pod costs the host, from its cgroup: the VMM and all that the guest
+//! uses.
+
+use std::fs;
+use std::path::Path;
+
+use containerd_shim_protos::cgroups_v2::metrics::{CPUStat, MemoryStat, Metrics, PidsStat};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+
+/// Name under which containerd knows the message.
+pub const TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
+
+/// The cgroup's numbers; one that its kernel does not keep is 0.
+pub fn read(cgroup: &Path) -> Metrics {
+    let cpu = fields(&cgroup.join("cpu.stat"));
+    let memory = fields(&cgroup.join("memory.stat"));
+    Metrics {
+        pids: MessageField::some(PidsStat {
+            current: number(&cgroup.join("pids.current")),
+            limit: number(&cgroup.join("pids.max")),
+            ..Default::default()
+        }),
+        cpu: MessageField::some(CPUStat {
+            usage_usec: cpu("usage_usec"),
+            user_usec: cpu("user_usec"),
+            system_usec: cpu("system_usec"),
+            nr_periods: cpu("nr_periods"),
+            nr_throttled: cpu("nr_throttled"),
+            throttled_usec: cpu("throttled_usec"),
+            ..Default::default()
+        }),
+        memory: MessageField::some(MemoryStat {
+            anon: memory("anon"),
+            file: memory("file"),
+            kernel_stack: memory("kernel_stack"),
+            slab: memory("slab"),
+            sock: memory("sock"),
+            shmem: memory("shmem"),
+            file_mapped: memory("file_mapped"),
+            inactive_anon: memory("inactive_anon"),
+            active_anon: memory("active_anon"),
+            inactive_file: memory("inactive_file"),
+            active_file: memory("active_file"),
+            pgfault: memory("pgfault"),
+            pgmajfault: memory("pgmajfault"),
+            usage: number(&cgroup.join("memory.current")),
+            usage_limit: number(&cgroup.join("memory.max")),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// The numbers as Stats answers them.
+///
+/// # Errors
+/// When they cannot be encoded.
+pub fn stats(cgroup: &Path) -> Result<Any, containerd_shim_protos::protobuf::Error> {
+    Ok(Any {
+        type_url: TYPE_URL.to_owned(),
+        value: read(cgroup).write_to_bytes()?,
+        ..Default::default()
+    })
+}
+
+/// A file of one number; "max" is the largest.
+fn number(path: &Path) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    match text.trim() {
+        "max" => u64::MAX,
+        text => text.parse().unwrap_or_default(),
+    }
+}
+
+/// A file of lines "name number".
+fn fields(path: &Path) -> impl Fn(&str) -> u64 + use<> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    move |name| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroups_files_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        write("cpu.stat", "usage_usec 12\nuser_usec 7\nsystem_usec 5\n");
+        write("memory.stat", "anon 4096\nfile_mapped 3\nfile 8192\n");
+        write("memory.current", "20480\n");
+        write("memory.max", "max\n");
+        write("pids.current", "3\n");
+        let metrics = read(dir.path());
+        assert_eq!(metrics.cpu.usage_usec, 12);
+        assert_eq!(metrics.cpu.nr_periods, 0);
+        assert_eq!(metrics.memory.file, 8192);
+        assert_eq!(metrics.memory.usage, 20480);
+        assert_eq!(metrics.memory.usage_limit, u64::MAX);
+        assert_eq!(metrics.pids.current, 3);
+        let any = stats(dir.path()).unwrap();
+        assert_eq!(Metrics::parse_from_bytes(&any.value).unwrap(), metrics);
+    }
+}

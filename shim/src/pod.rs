@@ -1,0 +1,333 @@
+//! What a pod asks for, read from its sandbox's OCI spec: size, network, DNS,
+//! name.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use network::Endpoint;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use protocol::guest::{ConfigureRequest, Dns, Interface, Route};
+
+use crate::config::Config;
+
+/// containerd's annotations.
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+/// The sandbox that a container belongs to.
+pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// The kernel's default, for a quota without one.
+const DEFAULT_PERIOD: u64 = 100_000;
+
+/// Most that is read of a resolv.conf, in bytes.
+const MAX_RESOLV_CONF: usize = 64 << 10;
+
+/// What a bundle is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A pod's sandbox; no process of its own.
+    Sandbox,
+    /// A container in a pod.
+    Container,
+    /// A container without a pod (`ctr run`): it gets a sandbox to itself.
+    Alone,
+}
+
+impl Kind {
+    /// By containerd's annotation.
+    pub fn of(spec: &Spec) -> Self {
+        match annotation(spec, CONTAINER_TYPE) {
+            Some("sandbox") => Self::Sandbox,
+            Some(_) => Self::Container,
+            None => Self::Alone,
+        }
+    }
+}
+
+/// One annotation's value.
+pub fn annotation<'a>(spec: &'a Spec, key: &str) -> Option<&'a str> {
+    spec.annotations().as_ref()?.get(key).map(String::as_str)
+}
+
+/// How large the pod's VM is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// vCPUs that the guest may have.
+    pub vcpus: u8,
+}
+
+impl Size {
+    /// By the pod's limits: those that containerd was told for the sandbox, or
+    /// those of the one container. Without limits: the configuration's defaults.
+    pub fn of(spec: &Spec, config: &Config) -> Self {
+        let number = |key| -> Option<i64> { annotation(spec, key)?.parse().ok() };
+        let resources = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().as_ref())
+            .filter(|_| Kind::of(spec) == Kind::Alone);
+        let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+        let memory = number(MEMORY).or_else(|| resources?.memory().as_ref()?.limit());
+        let quota = number(CPU_QUOTA).or_else(|| cpu?.quota());
+        let period = number(CPU_PERIOD)
+            .and_then(|period| u64::try_from(period).ok())
+            .or_else(|| cpu?.period())
+            .filter(|period| *period > 0)
+            .unwrap_or(DEFAULT_PERIOD);
+
+        let positive = |limit: Option<i64>| {
+            limit
+                .and_then(|limit| u64::try_from(limit).ok())
+                .filter(|limit| *limit > 0)
+        };
+        let limit_mib = positive(memory).map_or(0, |bytes| bytes.div_ceil(1 << 20));
+        let memory_mib = (u64::from(config.memory_mib) + limit_mib)
+            .min(u64::from(config.max_memory_mib)) as u32;
+        let vcpus = positive(quota).map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period));
+        Self {
+            memory_mib,
+            vcpus: vcpus.clamp(1, u64::from(config.max_vcpus)) as u8,
+        }
+    }
+}
+
+/// The network namespace that the CNI set up, if the pod has one.
+pub fn netns(spec: &Spec) -> Option<PathBuf> {
+    spec.linux()
+        .as_ref()?
+        .namespaces()
+        .as_deref()?
+        .iter()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network)?
+        .path()
+        .clone()
+        .filter(|path| !path.as_os_str().is_empty())
+}
+
+/// The pod's cgroup; containerd always names one, else it is one of ours.
+pub fn cgroups_path(spec: &Spec, namespace: &str, id: &str) -> PathBuf {
+    spec.linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().clone())
+        .filter(|path| !path.as_os_str().is_empty())
+        .unwrap_or_else(|| PathBuf::from("/").join(namespace).join(id))
+}
+
+/// Everything that the guest is told before its first container.
+pub fn configuration(
+    spec: &Spec,
+    id: &str,
+    endpoint: Option<&Endpoint>,
+    clock_ns: u64,
+    entropy: Vec<u8>,
+) -> ConfigureRequest {
+    ConfigureRequest {
+        sandbox_id: id.to_owned(),
+        hostname: hostname(spec),
+        dns: dns(spec).into(),
+        interfaces: endpoint.map(interface).into_iter().collect(),
+        routes: endpoint
+            .map(|endpoint| endpoint.routes.iter().map(route).collect())
+            .unwrap_or_default(),
+        sysctls: sysctls(spec),
+        clock_ns,
+        entropy,
+        shm_bytes: 0,
+        // The others are brought online while the pod already runs.
+        cpus: 1,
+        ..Default::default()
+    }
+}
+
+/// The pod's name; a pod without one has the host's, as with any runtime.
+fn hostname(spec: &Spec) -> String {
+    match spec.hostname() {
+        Some(name) if !name.is_empty() => name.clone(),
+        _ => nix::unistd::gethostname()
+            .ok()
+            .and_then(|name| name.into_string().ok())
+            .unwrap_or_default(),
+    }
+}
+
+fn sysctls(spec: &Spec) -> HashMap<String, String> {
+    spec.linux()
+        .as_ref()
+        .and_then(|linux| linux.sysctl().clone())
+        .unwrap_or_default()
+}
+
+/// The resolv.conf that containerd wrote for the sandbox.
+fn dns(spec: &Spec) -> Option<Dns> {
+    let mounts = spec.mounts().as_deref()?;
+    let source = mounts
+        .iter()
+        .find(|mount| mount.destination().as_os_str() == "/etc/resolv.conf")?
+        .source()
+        .as_deref()?;
+    match std::fs::read(source) {
+        Ok(text) if text.len() <= MAX_RESOLV_CONF => {
+            Some(parse_resolv_conf(&String::from_utf8_lossy(&text)))
+        }
+        Ok(_) => {
+            tracing::warn!(path = %source.display(), "resolv.conf is too long: not used");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(path = %source.display(), %error, "cannot read the sandbox's resolv.conf");
+            None
+        }
+    }
+}
+
+fn parse_resolv_conf(text: &str) -> Dns {
+    let mut dns = Dns::default();
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let keyword = words.next().unwrap_or_default();
+        let words = words
+            .take_while(|word| !word.starts_with(['#', ';']))
+            .map(str::to_owned);
+        match keyword {
+            "nameserver" => dns.servers.extend(words.take(1)),
+            // The last line of its kind counts (resolv.conf(5)).
+            "search" | "domain" => dns.searches = words.collect(),
+            "options" => dns.options.extend(words),
+            _ => {}
+        }
+    }
+    dns
+}
+
+fn interface(endpoint: &Endpoint) -> Interface {
+    Interface {
+        name: endpoint.name.clone(),
+        mac: endpoint.mac.to_vec(),
+        mtu: endpoint.mtu,
+        addresses: endpoint.addresses.iter().map(ToString::to_string).collect(),
+        ..Default::default()
+    }
+}
+
+fn route(route: &network::Route) -> Route {
+    let text = |ip: &Option<std::net::IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
+    Route {
+        destination: route.destination.to_string(),
+        gateway: text(&route.gateway),
+        interface: route.interface.clone(),
+        source: text(&route.source),
+        mtu: route.mtu.unwrap_or_default(),
+        scope: route.scope.into(),
+        metric: route.metric,
+        onlink: route.onlink,
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn spec(annotations: serde_json::Value) -> Spec {
+        serde_json::from_value(json!({
+            "ociVersion": "1.2.0",
+            "hostname": "web-0",
+            "annotations": annotations,
+            "linux": {
+                "namespaces": [{"type": "network", "path": "/run/netns/cni-1"}],
+                "resources": {"memory": {"limit": 1 << 30}, "cpu": {"quota": 400_000, "period": 100_000}},
+                "sysctl": {"net.ipv4.ip_unprivileged_port_start": "0"},
+            },
+        }))
+        .unwrap()
+    }
+
+    fn size(annotations: serde_json::Value) -> (u32, u8) {
+        let size = Size::of(&spec(annotations), &Config::default());
+        (size.memory_mib, size.vcpus)
+    }
+
+    #[test]
+    fn a_pod_is_as_large_as_its_limits() {
+        let sandbox = |memory: &str, quota: &str, period: &str| {
+            json!({
+                CONTAINER_TYPE: "sandbox", MEMORY: memory, CPU_QUOTA: quota, CPU_PERIOD: period,
+            })
+        };
+        assert_eq!(size(sandbox("536870912", "150000", "100000")), (256 + 512, 2));
+        assert_eq!(size(sandbox("1", "1", "100000")), (257, 1));
+        assert_eq!(size(sandbox("0", "0", "0")), (256, 1));
+        assert_eq!(size(sandbox("-1", "-1", "100000")), (256, 1));
+        assert_eq!(size(sandbox("x", "", "")), (256, 1));
+        assert_eq!(
+            size(sandbox("9223372036854775807", "9223372036854775807", "1")),
+            (65536, 32)
+        );
+        // A sandbox without limits is not as large as its pause container.
+        assert_eq!(size(json!({CONTAINER_TYPE: "sandbox"})), (256, 1));
+    }
+
+    #[test]
+    fn a_container_alone_is_as_large_as_its_own_limits() {
+        assert_eq!(size(json!({})), (256 + 1024, 4));
+    }
+
+    #[test]
+    fn kinds_are_told_by_annotation() {
+        let kind = |annotations| Kind::of(&spec(annotations));
+        assert_eq!(kind(json!({CONTAINER_TYPE: "sandbox"})), Kind::Sandbox);
+        assert_eq!(kind(json!({CONTAINER_TYPE: "container"})), Kind::Container);
+        assert_eq!(kind(json!({})), Kind::Alone);
+    }
+
+    #[test]
+    fn resolv_conf_is_read_as_the_resolver_does() {
+        let dns = parse_resolv_conf(
+            "# made by kubelet\nsearch old\nsearch a.svc b.svc # two\nnameserver 10.0.0.10\n\
+             nameserver fd00::a\noptions ndots:5 edns0\n;nameserver 9.9.9.9\n",
+        );
+        assert_eq!(dns.servers, ["10.0.0.10", "fd00::a"]);
+        assert_eq!(dns.searches, ["a.svc", "b.svc"]);
+        assert_eq!(dns.options, ["ndots:5", "edns0"]);
+    }
+
+    #[test]
+    fn the_guest_is_told_name_network_and_sysctls() {
+        let endpoint = Endpoint {
+            name: "eth0".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1450,
+            addresses: vec!["10.1.0.2/24".parse().unwrap()],
+            routes: vec![network::Route {
+                destination: "0.0.0.0/0".parse().unwrap(),
+                gateway: Some("10.1.0.1".parse().unwrap()),
+                interface: "eth0".into(),
+                source: None,
+                mtu: None,
+                scope: 0,
+                metric: 0,
+                onlink: true,
+            }],
+            neighbours: vec![],
+        };
+        let spec = spec(json!({}));
+        let request = configuration(&spec, "abc", Some(&endpoint), 7, vec![1]);
+        assert_eq!(request.hostname, "web-0");
+        assert_eq!(request.interfaces[0].addresses, ["10.1.0.2/24"]);
+        assert_eq!(request.interfaces[0].mac, [2, 0, 0, 0, 0, 1]);
+        assert_eq!(request.routes[0].gateway, "10.1.0.1");
+        assert!(request.routes[0].onlink);
+        assert_eq!(
+            request.sysctls["net.ipv4.ip_unprivileged_port_start"],
+            "0"
+        );
+        assert_eq!(netns(&spec).unwrap().to_str(), Some("/run/netns/cni-1"));
+        assert_eq!(cgroups_path(&spec, "n", "abc").to_str(), Some("/n/abc"));
+    }
+}

@@ -1,0 +1,161 @@
+//! A process as containerd knows it: the sandbox, a container's first process,
+//! or an exec.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use containerd_shim_protos::api::{DeleteResponse, StateResponse, WaitResponse};
+use containerd_shim_protos::events::task::TaskExit;
+use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
+use tokio::sync::watch;
+
+use crate::events::{Publisher, timestamp};
+use crate::streams::{Stdio, Streams};
+use crate::task_state::{Exit, Exited, TaskState};
+
+/// One process.
+#[derive(Debug)]
+pub struct Process {
+    /// The container that it belongs to; of the sandbox: its own id.
+    pub container: String,
+    /// Empty: the container's first process.
+    pub exec: String,
+    /// containerd's directory of the container.
+    pub bundle: String,
+    /// Where its streams go.
+    pub stdio: Stdio,
+    state: Mutex<TaskState>,
+    exited: watch::Sender<Option<Exit>>,
+    streams: Mutex<Option<Streams>>,
+}
+
+impl Process {
+    /// A process in `state`.
+    pub fn new(
+        container: &str,
+        exec: &str,
+        bundle: &str,
+        stdio: Stdio,
+        state: TaskState,
+    ) -> Self {
+        Self {
+            container: container.to_owned(),
+            exec: exec.to_owned(),
+            bundle: bundle.to_owned(),
+            stdio,
+            state: Mutex::new(state),
+            exited: watch::Sender::new(None),
+            streams: Mutex::new(None),
+        }
+    }
+
+    /// The state, for a look or a step. Not to be held across an await.
+    pub fn state(&self) -> MutexGuard<'_, TaskState> {
+        // A step is one assignment, so a panic elsewhere leaves it whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its open streams.
+    pub fn streams(&self) -> MutexGuard<'_, Option<Streams>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its own id: the exec's, else the container's.
+    pub fn id(&self) -> &str {
+        if self.exec.is_empty() {
+            &self.container
+        } else {
+            &self.exec
+        }
+    }
+
+    /// It ended: containerd is told and waiters wake, once.
+    pub fn finish(&self, exit: Exit, publisher: &Publisher) {
+        let pid = {
+            let mut state = self.state();
+            if state.exited(exit) != Exited::Now {
+                return;
+            }
+            state.pid()
+        };
+        publisher.publish(&TaskExit {
+            container_id: self.container.clone(),
+            id: self.id().to_owned(),
+            pid,
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..Default::default()
+        });
+        self.exited.send_replace(Some(exit));
+    }
+
+    /// Waits until it has ended.
+    pub async fn wait(&self) -> Exit {
+        let mut exited = self.exited.subscribe();
+        loop {
+            if let Some(exit) = *exited.borrow_and_update() {
+                return exit;
+            }
+            if exited.changed().await.is_err() {
+                // The sender is a field of ours, so this is out of reach.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits for its end, but no longer than `time`. Returns whether it ended.
+    pub async fn wait_at_most(&self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.wait()).await.is_ok()
+    }
+
+    /// Waits, for a while, until its output has reached containerd.
+    pub async fn drain(&self) {
+        let streams = self.streams().take();
+        if let Some(streams) = streams {
+            streams.drain().await;
+        }
+    }
+
+    /// containerd's answer to State.
+    pub fn state_response(&self) -> StateResponse {
+        let state = self.state();
+        let mut response = StateResponse {
+            id: self.id().to_owned(),
+            bundle: self.bundle.clone(),
+            pid: state.pid(),
+            status: EnumOrUnknown::new(state.status()),
+            stdin: self.stdio.stdin.clone(),
+            stdout: self.stdio.stdout.clone(),
+            stderr: self.stdio.stderr.clone(),
+            terminal: self.stdio.terminal,
+            exec_id: self.exec.clone(),
+            ..Default::default()
+        };
+        if let Some(exit) = state.exit() {
+            response.exit_status = exit.status;
+            response.exited_at = MessageField::some(timestamp(exit.at));
+        }
+        response
+    }
+
+    /// containerd's answer to Delete.
+    pub fn delete_response(&self) -> DeleteResponse {
+        let state = self.state();
+        let exit = state.exit().unwrap_or_else(|| Exit::now(0));
+        DeleteResponse {
+            pid: state.pid(),
+            exit_status: exit.status,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..Default::default()
+        }
+    }
+}
+
+/// containerd's answer to Wait.
+pub fn wait_response(exit: Exit) -> WaitResponse {
+    WaitResponse {
+        exit_status: exit.status,
+        exited_at: MessageField::some(timestamp(exit.at)),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,302 @@
+//! Making and removing containers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use containerd_shim_protos::api::{CreateTaskRequest, DeleteRequest, DeleteResponse};
+use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO};
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::ttrpc::{self, Code};
+use containerd_shim_protos::types::mount::Mount;
+use oci_spec::runtime::Spec;
+use protocol::guest::CreateOptions;
+use protocol::ids;
+use tokio::task::spawn_blocking;
+
+use super::{Container, KILLED, Sandbox};
+use crate::error::{Error, Result};
+use crate::guest;
+use crate::guest_spec;
+use crate::images::rootfs::Rootfs;
+use crate::process::Process;
+use crate::streams::{Stdio, Streams};
+use crate::task_state::{Exit, TaskState};
+
+/// A layer of a container's root filesystem in the image window.
+#[derive(Clone, Copy)]
+struct Layer {
+    offset: u64,
+    size: u64,
+}
+
+impl Sandbox {
+    /// Makes a container from containerd's request and its spec. Returns its pid
+    /// in the guest.
+    ///
+    /// # Errors
+    /// Names what cannot be honoured or failed; nothing of it is left then.
+    pub async fn create_container(
+        self: &Arc<Self>,
+        request: &CreateTaskRequest,
+        spec: &Spec,
+    ) -> Result<u32> {
+        if !self.running() {
+            return Err(Error::State(format!("sandbox {} has ended", self.id)));
+        }
+        if !request.checkpoint.is_empty() {
+            return Err(Error::Unsupported(
+                "a container in a VM cannot be restored from a checkpoint".into(),
+            ));
+        }
+        let pids: Vec<u32> = self
+            .containers()
+            .values()
+            .map(|container| container.init.state().pid())
+            .collect();
+        let edited = guest_spec::container(
+            spec,
+            &request.id,
+            &guest_spec::Pod {
+                sandbox_pid: self.vm.pid(),
+                container_pids: &pids,
+                alone: self.alone(),
+            },
+        )
+        .map_err(Error::invalid)?;
+        let rootfs = Rootfs::from_mounts(&request.rootfs).map_err(Error::invalid)?;
+
+        let layers = self.show_layers(&rootfs).await?;
+        let container = Arc::new(Container {
+            init: Arc::new(Process::new(
+                &request.id,
+                "",
+                &request.bundle,
+                Stdio {
+                    stdin: request.stdin.clone(),
+                    stdout: request.stdout.clone(),
+                    stderr: request.stderr.clone(),
+                    terminal: request.terminal,
+                },
+                TaskState::Creating { early: None },
+            )),
+            execs: Mutex::new(HashMap::new()),
+            layers: layers.iter().map(|layer| layer.offset).collect(),
+        });
+        // Known from here on, so that an exit that overtakes the answer counts.
+        if let Err(error) = self.insert(&request.id, &container) {
+            self.hide_layers(&container.layers).await;
+            return Err(error);
+        }
+        let options = CreateOptions {
+            spec: edited.json,
+            files: edited.files,
+            ..Default::default()
+        };
+        match self
+            .forward_create(request, &container, options, &layers, rootfs.writable)
+            .await
+        {
+            Ok(pid) => Ok(pid),
+            Err(error) => {
+                self.containers().remove(&request.id);
+                self.hide_layers(&container.layers).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn forward_create(
+        &self,
+        request: &CreateTaskRequest,
+        container: &Container,
+        options: CreateOptions,
+        layers: &[Layer],
+        writable: bool,
+    ) -> Result<u32> {
+        let init = &container.init;
+        let streams = Streams::open(&init.stdio, &self.guest.vsock, &self.streams)
+            .await
+            .map_err(Error::failed)?;
+        let message = CreateTaskRequest {
+            id: request.id.clone(),
+            rootfs: guest_mounts(layers, writable),
+            terminal: request.terminal,
+            stdin: streams.ids().stdin.clone(),
+            stdout: streams.ids().stdout.clone(),
+            stderr: streams.ids().stderr.clone(),
+            options: MessageField::some(Any {
+                type_url: ids::CREATE_OPTIONS.to_owned(),
+                value: options.write_to_bytes().map_err(Error::failed)?,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        *init.streams() = Some(streams);
+        let answer = self.guest.task.create(guest::bounded(), &message).await?;
+        let early = init.state().created(answer.pid).map_err(Error::failed)?;
+        self.publisher.publish(&TaskCreate {
+            container_id: request.id.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: MessageField::some(TaskIO {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+                ..Default::default()
+            }),
+            pid: answer.pid,
+            ..Default::default()
+        });
+        if let Some(exit) = early {
+            init.finish(exit, &self.publisher);
+        }
+        Ok(answer.pid)
+    }
+
+    /// Removes a container that has ended or never started.
+    ///
+    /// # Errors
+    /// While it runs, or when the agent cannot remove it.
+    pub async fn delete_container(self: &Arc<Self>, id: &str) -> Result<DeleteResponse> {
+        let container = self.container(id)?;
+        let init = &container.init;
+        init.state().deletable().map_err(|error| {
+            Error::State(format!("container {id}: {error}"))
+        })?;
+        if self.running() {
+            self.forward_delete(id, "").await?;
+        }
+        // A container that never started ends here.
+        init.finish(Exit::now(KILLED), &self.publisher);
+        init.drain().await;
+        if self.containers().remove(id).is_none() {
+            return Err(Error::NotFound(format!("container {id} is deleted already")));
+        }
+        self.hide_layers(&container.layers).await;
+        let response = init.delete_response();
+        self.publisher.publish(&TaskDelete {
+            container_id: id.to_owned(),
+            pid: response.pid,
+            exit_status: response.exit_status,
+            exited_at: response.exited_at.clone(),
+            ..Default::default()
+        });
+        Ok(response)
+    }
+
+    /// Has the agent remove a process. One that it does not know, or that went
+    /// with the VM, is removed.
+    pub(super) async fn forward_delete(&self, id: &str, exec: &str) -> Result<()> {
+        let request = DeleteRequest {
+            id: id.to_owned(),
+            exec_id: exec.to_owned(),
+            ..Default::default()
+        };
+        let answer = tokio::select! {
+            answer = self.guest.task.delete(guest::bounded(), &request) => answer,
+            () = self.wait_ended() => return Ok(()),
+        };
+        match answer {
+            Ok(_) => Ok(()),
+            Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND => Ok(()),
+            Err(error @ ttrpc::Error::RpcStatus(_)) => Err(error.into()),
+            // The connection broke, so the VM is about to end, or made to.
+            Err(_) => {
+                self.vm.kill();
+                self.wait_ended().await;
+                Ok(())
+            }
+        }
+    }
+
+    fn insert(&self, id: &str, container: &Arc<Container>) -> Result<()> {
+        let mut containers = self.containers();
+        if containers.contains_key(id) {
+            return Err(Error::Exists(format!("container {id} exists already")));
+        }
+        containers.insert(id.to_owned(), container.clone());
+        Ok(())
+    }
+
+    /// Puts the layers into the image window, topmost first.
+    async fn show_layers(self: &Arc<Self>, rootfs: &Rootfs) -> Result<Vec<Layer>> {
+        let store = self.blobs.clone();
+        let directories = rootfs.layers.clone();
+        let blobs = spawn_blocking(move || {
+            directories
+                .iter()
+                .map(|directory| store.get(directory))
+                .collect::<std::result::Result<Vec<_>, _>>()
+        })
+        .await
+        .map_err(Error::failed)?
+        .map_err(Error::failed)?;
+
+        let mut layers = Vec::with_capacity(blobs.len());
+        let mut window = self.window.lock().await;
+        for blob in blobs {
+            let shown = match window.acquire(&blob.key, blob.size) {
+                Ok(place) if place.new => self
+                    .vm
+                    .map_image(place.offset, blob.size, blob.file)
+                    .await
+                    .inspect_err(|_| {
+                        window.release(place.offset);
+                    })
+                    .map(|()| place.offset),
+                Ok(place) => Ok(place.offset),
+                Err(full) => Err(Error::failed(full)),
+            };
+            match shown {
+                Ok(offset) => layers.push(Layer {
+                    offset,
+                    size: blob.size,
+                }),
+                Err(error) => {
+                    drop(window);
+                    let offsets: Vec<_> = layers.iter().map(|layer| layer.offset).collect();
+                    self.hide_layers(&offsets).await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(layers)
+    }
+
+    /// Takes layers out of the window that no other container uses.
+    async fn hide_layers(self: &Arc<Self>, offsets: &[u64]) {
+        let mut window = self.window.lock().await;
+        for offset in offsets {
+            if window.release(*offset)
+                && self.running()
+                && let Err(error) = self.vm.unmap_image(*offset).await
+            {
+                tracing::warn!(offset, %error, "an image stays in the window");
+            }
+        }
+    }
+}
+
+/// The root filesystem as the agent mounts it.
+fn guest_mounts(layers: &[Layer], writable: bool) -> Vec<Mount> {
+    let mut mounts: Vec<_> = layers
+        .iter()
+        .map(|layer| Mount {
+            type_: "erofs".into(),
+            options: vec![
+                format!("offset={}", layer.offset),
+                format!("size={}", layer.size),
+            ],
+            ..Default::default()
+        })
+        .collect();
+    if writable {
+        mounts.push(Mount {
+            type_: "scratch".into(),
+            ..Default::default()
+        });
+    }
+    mounts
+}

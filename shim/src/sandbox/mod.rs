@@ -1,0 +1,213 @@
+//! A pod's sandbox: its VM, its agent, its containers. One task owns its end:
+//! whatever kills the VM, containers and sandbox are reported stopped in order
+//! and everything that the pod had on the host goes.
+
+mod containers;
+mod processes;
+mod start;
+mod watch;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::events::task::TaskDelete;
+use tokio::sync::watch as channel;
+
+use crate::error::{Error, Result};
+use crate::events::Publisher;
+use crate::guest::Guest;
+use crate::images::blobs::BlobStore;
+use crate::images::window::Window;
+use crate::process::Process;
+use crate::task_state::{Exit, TaskState};
+use crate::vm::Vm;
+
+pub use start::Request;
+
+/// Exit status of whatever a dying VM takes with it: 128 + SIGKILL.
+pub const KILLED: u32 = 137;
+
+/// A pod's sandbox.
+pub struct Sandbox {
+    id: String,
+    vm: Arc<Vm>,
+    guest: Guest,
+    publisher: Publisher,
+    blobs: BlobStore,
+    /// What containerd sees as the sandbox's process; `None` when the sandbox
+    /// belongs to a single container and containerd does not know of it.
+    process: Option<Arc<Process>>,
+    /// Whether containerd still has the sandbox's process on its list.
+    listed: AtomicBool,
+    containers: Mutex<HashMap<String, Arc<Container>>>,
+    /// Held while an image is shown or taken away, so that nobody uses a place
+    /// whose image is not there yet.
+    window: tokio::sync::Mutex<Window>,
+    /// Gives each stream its id.
+    streams: AtomicU64,
+    /// The status that a stop on request ends with.
+    requested: Mutex<Option<u32>>,
+    /// Becomes true when nothing of the pod is left on the host.
+    ended: channel::Sender<bool>,
+}
+
+/// A container in the pod.
+pub struct Container {
+    /// Its first process.
+    pub init: Arc<Process>,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+    /// Where in the image window its layers are.
+    layers: Vec<u64>,
+}
+
+impl Sandbox {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its VM.
+    pub fn vm(&self) -> &Arc<Vm> {
+        &self.vm
+    }
+
+    /// Its agent.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
+    }
+
+    /// Whether containerd means the sandbox itself by this id.
+    pub fn is_itself(&self, id: &str) -> bool {
+        id == self.id && !self.alone()
+    }
+
+    /// Whether it belongs to one container and ends with it.
+    pub fn alone(&self) -> bool {
+        self.process.is_none()
+    }
+
+    /// Whether the VM is still there.
+    pub fn running(&self) -> bool {
+        !*self.ended.borrow()
+    }
+
+    /// A container by its id.
+    ///
+    /// # Errors
+    /// When the pod has none of that id.
+    pub fn container(&self, id: &str) -> Result<Arc<Container>> {
+        self.containers()
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::NotFound(format!("container {id} does not exist")))
+    }
+
+    /// Whether containerd has something of the pod that it has not deleted.
+    pub fn in_use(&self) -> bool {
+        self.listed() || !self.containers().is_empty()
+    }
+
+    fn listed(&self) -> bool {
+        self.listed.load(Ordering::Relaxed)
+    }
+
+    /// Removes the sandbox's own process, which must have ended or never been
+    /// started, and the VM with it.
+    ///
+    /// # Errors
+    /// While it runs.
+    pub async fn delete(&self) -> Result<DeleteResponse> {
+        let process = self.find(&self.id, "")?;
+        processes::step(&process, |state| state.deletable())?;
+        self.stop(KILLED).await;
+        self.listed.store(false, Ordering::Relaxed);
+        let response = process.delete_response();
+        self.publisher.publish(&TaskDelete {
+            container_id: self.id.clone(),
+            pid: response.pid,
+            exit_status: response.exit_status,
+            exited_at: response.exited_at.clone(),
+            ..Default::default()
+        });
+        Ok(response)
+    }
+
+    /// Stops the VM, and the pod with it; the sandbox is reported to have ended
+    /// with `status`. Returns when nothing of it is left on the host.
+    pub async fn stop(&self, status: u32) {
+        self.requested
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(status);
+        self.vm.kill();
+        self.wait_ended().await;
+    }
+
+    /// Waits until nothing of the pod is left on the host.
+    pub async fn wait_ended(&self) {
+        let mut ended = self.ended.subscribe();
+        // The sender is a field of ours, so waiting cannot fail.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// The VM is gone: everything ends, in the order in which containerd expects
+    /// to hear of it.
+    async fn end(&self) {
+        let status = self
+            .requested
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .unwrap_or(KILLED);
+        let containers: Vec<_> = self.containers().values().cloned().collect();
+        for container in containers {
+            for exec in container.execs().values() {
+                end_process(exec, &self.publisher);
+            }
+            end_process(&container.init, &self.publisher);
+        }
+        self.vm.release().await;
+        if let Some(process) = &self.process {
+            process.finish(Exit::now(status), &self.publisher);
+        }
+        self.ended.send_replace(true);
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {
+        self.containers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An exec that never ran has nothing to report; all else was killed.
+fn end_process(process: &Process, publisher: &Publisher) {
+    let never_ran =
+        !process.exec.is_empty() && matches!(*process.state(), TaskState::Created { .. });
+    if !never_ran {
+        process.finish(Exit::now(KILLED), publisher);
+    }
+}
+
+impl Container {
+    /// One of its processes; an empty `exec` is the first.
+    ///
+    /// # Errors
+    /// When there is no such exec.
+    pub fn process(&self, exec: &str) -> Result<Arc<Process>> {
+        if exec.is_empty() {
+            return Ok(self.init.clone());
+        }
+        self.execs().get(exec).cloned().ok_or_else(|| {
+            Error::NotFound(format!(
+                "exec {exec} does not exist in container {}",
+                self.init.container
+            ))
+        })
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,341 @@
+//! Starting, signalling and looking at processes.
+
+use std::sync::Arc;
+
+use containerd_shim_protos::api::{
+    DeleteResponse, ExecProcessRequest, KillRequest, PauseRequest, PidsRequest, PidsResponse,
+    ProcessInfo, ResizePtyRequest, ResumeRequest, StartRequest, StatsRequest, StatsResponse,
+    UpdateTaskRequest,
+};
+use containerd_shim_protos::events::task::{
+    TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
+};
+use containerd_shim_protos::protobuf::MessageField;
+use nix::sys::signal::Signal;
+
+use super::{Container, KILLED, Sandbox};
+use crate::error::{Error, Result};
+use crate::guest;
+use crate::guest_spec;
+use crate::metrics;
+use crate::process::Process;
+use crate::streams::{Stdio, Streams};
+use crate::task_state::{TaskState, TransitionError};
+
+impl Sandbox {
+    /// A process by containerd's pair of ids: of the sandbox, of a container, or
+    /// an exec.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(&self, id: &str, exec: &str) -> Result<Arc<Process>> {
+        match &self.process {
+            Some(process) if id == self.id && self.listed() => {
+                if exec.is_empty() {
+                    Ok(process.clone())
+                } else {
+                    Err(Error::NotFound(format!("exec {exec} does not exist")))
+                }
+            }
+            _ => self.container(id)?.process(exec),
+        }
+    }
+
+    /// Starts a container, or an exec in it. Returns its pid in the guest.
+    ///
+    /// # Errors
+    /// When it is not to be started, or the agent cannot.
+    pub async fn start_process(&self, request: &StartRequest) -> Result<u32> {
+        let container = self.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        if !process.exec.is_empty() && container.init.state().exit().is_some() {
+            return Err(Error::State(format!(
+                "container {} is not running",
+                request.id
+            )));
+        }
+        step(&process, TaskState::start)?;
+        match self.guest.task.start(guest::bounded(), request).await {
+            Ok(answer) => {
+                let pid = match answer.pid {
+                    0 => process.state().pid(),
+                    pid => pid,
+                };
+                let early = step(&process, |state| state.started(pid))?;
+                self.publish_started(&process, pid);
+                if let Some(exit) = early {
+                    process.finish(exit, &self.publisher);
+                }
+                Ok(pid)
+            }
+            Err(error) => {
+                if let Some(exit) = step(&process, TaskState::start_failed)? {
+                    process.finish(exit, &self.publisher);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The sandbox's own start, as containerd counts it: the VM runs already.
+    ///
+    /// # Errors
+    /// When it was started before or has ended.
+    pub fn start_sandbox(&self, process: &Process) -> Result<u32> {
+        let pid = self.vm.pid();
+        step(process, TaskState::start)?;
+        let early = step(process, |state| state.started(pid))?;
+        self.publish_started(process, pid);
+        if let Some(exit) = early {
+            process.finish(exit, &self.publisher);
+        }
+        Ok(pid)
+    }
+
+    fn publish_started(&self, process: &Process, pid: u32) {
+        if process.exec.is_empty() {
+            self.publisher.publish(&TaskStart {
+                container_id: process.container.clone(),
+                pid,
+                ..Default::default()
+            });
+        } else {
+            self.publisher.publish(&TaskExecStarted {
+                container_id: process.container.clone(),
+                exec_id: process.exec.clone(),
+                pid,
+                ..Default::default()
+            });
+        }
+    }
+
+    /// Adds an exec to a container.
+    ///
+    /// # Errors
+    /// When the id is taken, the process is not valid, or the agent cannot.
+    pub async fn exec(&self, request: &ExecProcessRequest) -> Result<()> {
+        let container = self.container(&request.id)?;
+        let mut spec = request.spec.clone();
+        let spec = spec
+            .as_mut()
+            .ok_or_else(|| Error::Invalid("the exec has no process".into()))?;
+        spec.value = guest_spec::process(&spec.value).map_err(Error::invalid)?;
+
+        let exec = Arc::new(Process::new(
+            &request.id,
+            &request.exec_id,
+            &container.init.bundle,
+            Stdio {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+            },
+            TaskState::Creating { early: None },
+        ));
+        reserve(&container, &exec)?;
+        let added = async {
+            let streams = Streams::open(&exec.stdio, &self.guest.vsock, &self.streams)
+                .await
+                .map_err(Error::failed)?;
+            let message = ExecProcessRequest {
+                stdin: streams.ids().stdin.clone(),
+                stdout: streams.ids().stdout.clone(),
+                stderr: streams.ids().stderr.clone(),
+                spec: MessageField::some(spec.clone()),
+                ..request.clone()
+            };
+            *exec.streams() = Some(streams);
+            self.guest.task.exec(guest::bounded(), &message).await?;
+            step(&exec, |state| state.created(0))
+        };
+        let early = match added.await {
+            Ok(early) => early,
+            Err(error) => {
+                container.execs().remove(&request.exec_id);
+                return Err(error);
+            }
+        };
+        self.publisher.publish(&TaskExecAdded {
+            container_id: request.id.clone(),
+            exec_id: request.exec_id.clone(),
+            ..Default::default()
+        });
+        if let Some(exit) = early {
+            exec.finish(exit, &self.publisher);
+        }
+        Ok(())
+    }
+
+    /// Removes an exec that has ended or never started.
+    ///
+    /// # Errors
+    /// While it runs, or when the agent cannot remove it.
+    pub async fn delete_exec(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
+        let container = self.container(id)?;
+        let process = container.process(exec)?;
+        step(&process, |state| state.deletable())?;
+        if self.running() {
+            self.forward_delete(id, exec).await?;
+        }
+        process.drain().await;
+        container.execs().remove(exec);
+        Ok(process.delete_response())
+    }
+
+    /// Signals a process. To the sandbox, SIGKILL and SIGTERM mean the end of
+    /// the pod; there is no process that could take others.
+    ///
+    /// # Errors
+    /// When it has ended already, or the agent cannot.
+    pub async fn kill(&self, request: &KillRequest) -> Result<()> {
+        let process = self.find(&request.id, &request.exec_id)?;
+        if process.state().exit().is_some() {
+            return Err(Error::NotFound(format!(
+                "process {} has finished already",
+                process.id()
+            )));
+        }
+        if !self.is_itself(&request.id) {
+            self.guest.task.kill(guest::bounded(), request).await?;
+            return Ok(());
+        }
+        const SIGKILL: u32 = Signal::SIGKILL as u32;
+        const SIGTERM: u32 = Signal::SIGTERM as u32;
+        const SIGINT: u32 = Signal::SIGINT as u32;
+        match request.signal {
+            SIGKILL => self.stop(KILLED).await,
+            // The pause container, whose part this is, ends well on these.
+            SIGTERM | SIGINT => self.stop(0).await,
+            signal => tracing::debug!(signal, "a sandbox has no process to signal"),
+        }
+        Ok(())
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// Unless it runs, or when the agent cannot.
+    pub async fn pause(&self, request: &PauseRequest) -> Result<()> {
+        let container = self.container(&request.id)?;
+        step(&container.init, |state| {
+            // Looks only; the step is taken when the agent has done it.
+            state.clone().pause()
+        })?;
+        self.guest.task.pause(guest::bounded(), request).await?;
+        step(&container.init, TaskState::pause)?;
+        self.publisher.publish(&TaskPaused {
+            container_id: request.id.clone(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Thaws a container.
+    ///
+    /// # Errors
+    /// Unless it is paused, or when the agent cannot.
+    pub async fn resume(&self, request: &ResumeRequest) -> Result<()> {
+        let container = self.container(&request.id)?;
+        step(&container.init, |state| state.clone().resume())?;
+        self.guest.task.resume(guest::bounded(), request).await?;
+        step(&container.init, TaskState::resume)?;
+        self.publisher.publish(&TaskResumed {
+            container_id: request.id.clone(),
+            ..Default::default()
+        });
+        Ok(())
+    }
+
+    /// Sets the size of a process's terminal.
+    ///
+    /// # Errors
+    /// When it is not there, or the agent cannot.
+    pub async fn resize(&self, request: &ResizePtyRequest) -> Result<()> {
+        self.container(&request.id)?.process(&request.exec_id)?;
+        self.guest
+            .task
+            .resize_pty(guest::bounded(), request)
+            .await?;
+        Ok(())
+    }
+
+    /// Changes a container's limits.
+    ///
+    /// # Errors
+    /// When they are not valid, or the agent cannot.
+    pub async fn update(&self, request: &UpdateTaskRequest) -> Result<()> {
+        self.container(&request.id)?;
+        let mut message = UpdateTaskRequest {
+            id: request.id.clone(),
+            resources: request.resources.clone(),
+            ..Default::default()
+        };
+        if let Some(resources) = message.resources.as_mut() {
+            resources.value = guest_spec::resources(&resources.value).map_err(Error::invalid)?;
+        }
+        self.guest.task.update(guest::bounded(), &message).await?;
+        Ok(())
+    }
+
+    /// A container's processes, by their pids in the guest; of the sandbox: the
+    /// VMM, by its pid on the host.
+    ///
+    /// # Errors
+    /// When it is not there, or the agent cannot.
+    pub async fn pids(&self, request: &PidsRequest) -> Result<PidsResponse> {
+        if self.is_itself(&request.id) {
+            return Ok(PidsResponse {
+                processes: vec![ProcessInfo {
+                    pid: self.vm.pid(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            });
+        }
+        self.container(&request.id)?;
+        Ok(self.guest.task.pids(guest::bounded(), request).await?)
+    }
+
+    /// What a container uses of the guest, or the sandbox of the host.
+    ///
+    /// # Errors
+    /// When it is not there, or the agent cannot.
+    pub async fn stats(&self, request: &StatsRequest) -> Result<StatsResponse> {
+        if self.is_itself(&request.id) {
+            let stats = metrics::stats(self.vm.cgroup().dir()).map_err(Error::failed)?;
+            return Ok(StatsResponse {
+                stats: MessageField::some(stats),
+                ..Default::default()
+            });
+        }
+        self.container(&request.id)?;
+        let answer = self.guest.task.stats(guest::bounded(), request).await?;
+        // containerd decodes by this name, so the guest does not choose it.
+        if answer.stats.type_url != metrics::TYPE_URL {
+            return Err(Error::Failed(format!(
+                "the agent's statistics are of type {:?}",
+                answer.stats.type_url
+            )));
+        }
+        Ok(answer)
+    }
+}
+
+/// Takes a step of a process's state, and names the process if it is not possible.
+pub(super) fn step<T>(
+    process: &Process,
+    step: impl FnOnce(&mut TaskState) -> std::result::Result<T, TransitionError>,
+) -> Result<T> {
+    step(&mut process.state())
+        .map_err(|error| Error::State(format!("process {}: {error}", process.id())))
+}
+
+fn reserve(container: &Container, exec: &Arc<Process>) -> Result<()> {
+    let mut execs = container.execs();
+    if execs.contains_key(&exec.exec) {
+        return Err(Error::Exists(format!("exec {} exists already", exec.exec)));
+    }
+    execs.insert(exec.exec.clone(), exec.clone());
+    Ok(())
+}

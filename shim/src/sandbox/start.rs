@@ -1,0 +1,164 @@
+//! Bringing a sandbox up: from a request to an agent that is configured.
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use oci_spec::runtime::Spec;
+use protocol::guest::OnlineCpusRequest;
+use tokio::sync::watch as channel;
+
+use super::{Sandbox, watch};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::events::Publisher;
+use crate::guest::{self, Guest};
+use crate::guest_spec;
+use crate::images::blobs::BlobStore;
+use crate::images::window::Window;
+use crate::pod::{self, Kind, Size};
+use crate::process::Process;
+use crate::stages::{self, Stages};
+use crate::streams::Stdio;
+use crate::task_state::TaskState;
+use crate::vm::{Events, Plan, Vm};
+
+/// Bytes of the host's randomness that a guest starts with.
+const ENTROPY: usize = 64;
+
+/// What a sandbox is started from, whichever of containerd's services asks.
+pub struct Request {
+    /// The sandbox's id.
+    pub id: String,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// containerd's directory of it.
+    pub bundle: PathBuf,
+    /// The OCI spec of the sandbox, or of the container that it is for.
+    pub spec: Spec,
+    /// The operator's settings.
+    pub config: Arc<Config>,
+    /// Where events go.
+    pub publisher: Publisher,
+}
+
+impl Sandbox {
+    /// Starts a sandbox.
+    ///
+    /// # Errors
+    /// Names what is missing or failed; nothing is left then.
+    pub async fn start(request: Request) -> Result<Arc<Self>> {
+        let kind = Kind::of(&request.spec);
+        if kind == Kind::Sandbox {
+            guest_spec::check_sandbox(&request.spec).map_err(Error::invalid)?;
+        }
+        let stages = Arc::new(Stages::default());
+        let plan = Plan {
+            id: request.id.clone(),
+            namespace: request.namespace.clone(),
+            bundle: request.bundle.clone(),
+            netns: pod::netns(&request.spec),
+            cgroups_path: pod::cgroups_path(&request.spec, &request.namespace, &request.id),
+            size: Size::of(&request.spec, &request.config),
+            config: request.config.clone(),
+        };
+        let (vm, events) = Vm::start(&plan, &stages).await?;
+        let guest = match configure(&request, &vm, &stages).await {
+            Ok(guest) => guest,
+            Err(error) => {
+                vm.release().await;
+                return Err(error);
+            }
+        };
+        let report = stages.report(&request.id);
+        tracing::debug!(stages = report, "sandbox started");
+        vm.note(stages::FILE, report.as_bytes());
+        Ok(Self::run(request, kind, vm, guest, events))
+    }
+
+    fn run(request: Request, kind: Kind, vm: Arc<Vm>, guest: Guest, events: Events) -> Arc<Self> {
+        let process = (kind == Kind::Sandbox).then(|| {
+            let state = TaskState::Created { pid: vm.pid() };
+            let bundle = request.bundle.to_string_lossy();
+            Arc::new(Process::new(
+                &request.id,
+                "",
+                &bundle,
+                Stdio::default(),
+                state,
+            ))
+        });
+        let sandbox = Arc::new(Self {
+            blobs: BlobStore::new(request.config.data_dir.join("layers")),
+            id: request.id,
+            vm,
+            guest,
+            publisher: request.publisher,
+            listed: AtomicBool::new(process.is_some()),
+            process,
+            containers: Mutex::new(HashMap::new()),
+            window: tokio::sync::Mutex::new(Window::default()),
+            streams: AtomicU64::new(1),
+            requested: Mutex::new(None),
+            ended: channel::Sender::new(false),
+        });
+        tokio::spawn(watch::vm(sandbox.clone(), events));
+        tokio::spawn(watch::agent(sandbox.clone()));
+        if sandbox.vm.vcpus() > 1 {
+            tokio::spawn(online_cpus(sandbox.clone()));
+        }
+        sandbox
+    }
+}
+
+/// One message carries everything that the guest needs to know.
+async fn configure(request: &Request, vm: &Arc<Vm>, stages: &Arc<Stages>) -> Result<Guest> {
+    let guest = stages
+        .time("connect", Guest::connect(vm.vsock().clone()))
+        .await
+        .map_err(Error::failed)?;
+    let mut entropy = vec![0; ENTROPY];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut random| random.read_exact(&mut entropy))
+        .map_err(|error| Error::Failed(format!("cannot read /dev/urandom: {error}")))?;
+    let clock = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or_default());
+    let message = pod::configuration(&request.spec, &request.id, vm.endpoint(), clock, entropy);
+    stages
+        .time(
+            "configure",
+            guest.guest.configure(guest::bounded(), &message),
+        )
+        .await
+        .map_err(|error| Error::from(error).context("cannot configure the guest"))?;
+    Ok(guest)
+}
+
+/// The other vCPUs come while the pod already runs: each costs the guest some
+/// milliseconds.
+async fn online_cpus(sandbox: Arc<Sandbox>) {
+    let all = async {
+        for cpu in 1..sandbox.vm.vcpus() {
+            sandbox.vm.online_cpu(cpu).await?;
+        }
+        let request = OnlineCpusRequest {
+            cpus: sandbox.vm.vcpus().into(),
+            ..Default::default()
+        };
+        sandbox
+            .guest
+            .guest
+            .online_cpus(guest::bounded(), &request)
+            .await?;
+        Ok::<_, Error>(())
+    };
+    if let Err(error) = all.await
+        && sandbox.running()
+    {
+        tracing::warn!(%error, "the guest goes on with fewer CPUs");
+    }
+}

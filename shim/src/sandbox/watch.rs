@@ -1,0 +1,166 @@
+//! Listening to the VMM and to the agent.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use containerd_shim_protos::events::task::TaskOOM;
+use protocol::guest::{self as messages, NextEventRequest, event};
+
+use super::{KILLED, Sandbox};
+use crate::guest;
+use crate::task_state::{Exit, TaskState};
+use crate::vm::Events;
+
+/// How long execs may take to be reported after their container's end, which
+/// containerd must hear of last.
+const EXEC_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A guest that reports out-of-memory kills faster is not heard.
+const OOM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Latest clock that an exit is believed to have, in seconds after ours.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+/// Until the VM is gone; then ends the sandbox.
+pub(super) async fn vm(sandbox: Arc<Sandbox>, mut events: Events) {
+    while let Some(event) = events.recv().await {
+        match event {
+            vmm::Event::Ready => tracing::warn!("the guest's agent reported ready again"),
+            vmm::Event::Stopped { reason } => {
+                tracing::info!(sandbox = sandbox.id, reason, "the guest stopped");
+                break;
+            }
+        }
+    }
+    sandbox.end().await;
+}
+
+/// Asks the agent for one event after the other.
+pub(super) async fn agent(sandbox: Arc<Sandbox>) {
+    let mut last = 0u64;
+    let mut ooms: HashMap<String, Instant> = HashMap::new();
+    while sandbox.running() {
+        let request = NextEventRequest {
+            after: last,
+            ..Default::default()
+        };
+        let next = sandbox.guest.guest.next_event(guest::unbounded(), &request);
+        let event = tokio::select! {
+            event = next => event,
+            () = sandbox.wait_ended() => return,
+        };
+        let event = match event {
+            Ok(event) if event.sequence == last + 1 => event,
+            Ok(event) => {
+                lost(&sandbox, &format!("event {} follows {last}", event.sequence));
+                return;
+            }
+            Err(error) => {
+                lost(&sandbox, &error.to_string());
+                return;
+            }
+        };
+        last = event.sequence;
+        match event.kind {
+            Some(event::Kind::Exit(exit)) => exited(&sandbox, &exit),
+            Some(event::Kind::Oom(oom)) => {
+                let recent = ooms
+                    .get(&oom.container_id)
+                    .is_some_and(|last| last.elapsed() < OOM_INTERVAL);
+                // Known containers only: that bounds the map too.
+                if !recent && sandbox.container(&oom.container_id).is_ok() {
+                    ooms.insert(oom.container_id.clone(), Instant::now());
+                    sandbox.publisher.publish(&TaskOOM {
+                        container_id: oom.container_id,
+                        ..Default::default()
+                    });
+                }
+            }
+            _ => tracing::warn!("the agent reports something that this version does not know"),
+        }
+    }
+}
+
+/// Without its agent a guest is of no use, and may be hostile.
+fn lost(sandbox: &Sandbox, reason: &str) {
+    if sandbox.running() {
+        tracing::error!(sandbox = sandbox.id, reason, "lost the guest's agent: stopping the VM");
+        sandbox.vm.kill();
+    }
+}
+
+fn exited(sandbox: &Arc<Sandbox>, report: &messages::Exit) {
+    let exit = Exit {
+        status: report.status,
+        at: exit_time(report.exited_at_ns),
+    };
+    let Ok(container) = sandbox.container(&report.container_id) else {
+        tracing::debug!(container = report.container_id, "exit of an unknown container");
+        return;
+    };
+    let Ok(process) = container.process(&report.exec_id) else {
+        tracing::debug!(exec = report.exec_id, "exit of an unknown exec");
+        return;
+    };
+    if !process.exec.is_empty() || !container.has_running_execs() {
+        process.finish(exit, &sandbox.publisher);
+        return;
+    }
+    // The container's end is the last that containerd hears of it.
+    let publisher = sandbox.publisher.clone();
+    tokio::spawn(async move {
+        let deadline = tokio::time::Instant::now() + EXEC_PATIENCE;
+        for exec in container.running_execs() {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            if !exec.wait_at_most(left).await {
+                exec.finish(Exit::now(KILLED), &publisher);
+            }
+        }
+        process.finish(exit, &publisher);
+    });
+}
+
+/// The guest's clock, where it can be true.
+fn exit_time(ns: u64) -> SystemTime {
+    let now = SystemTime::now();
+    UNIX_EPOCH
+        .checked_add(Duration::from_nanos(ns))
+        .filter(|at| ns > 0 && *at <= now + CLOCK_SKEW)
+        .unwrap_or(now)
+}
+
+impl super::Container {
+    fn has_running_execs(&self) -> bool {
+        !self.running_execs().is_empty()
+    }
+
+    fn running_execs(&self) -> Vec<Arc<crate::process::Process>> {
+        self.execs()
+            .values()
+            .filter(|exec| {
+                !matches!(
+                    *exec.state(),
+                    TaskState::Created { .. } | TaskState::Stopped { .. }
+                )
+            })
+            .cloned()
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guests_clock_is_believed_within_reason() {
+        let second = 1_000_000_000;
+        assert_eq!(exit_time(5 * second), UNIX_EPOCH + Duration::from_secs(5));
+        let now = SystemTime::now();
+        for wrong in [0, u64::MAX] {
+            let at = exit_time(wrong);
+            assert!(at >= now && at <= now + CLOCK_SKEW);
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! containerd's services, and what they share: the pod.
+
+mod options;
+mod pod;
+pub mod task;
+
+pub use pod::Pod;

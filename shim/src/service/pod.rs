@@ -1,0 +1,314 @@
+//! The one pod of this process, from the first request to the last.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse};
+use containerd_shim_protos::events::task::TaskCreate;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use oci_spec::runtime::Spec;
+use protocol::ids;
+use tokio::sync::watch;
+
+use super::options;
+use crate::error::{Error, Result};
+use crate::events::Publisher;
+use crate::guest_spec;
+use crate::pod::{Kind, SANDBOX_ID, annotation};
+use crate::sandbox::{KILLED, Request, Sandbox};
+
+/// Largest config.json that is read, in bytes.
+const MAX_SPEC: u64 = 4 << 20;
+
+/// A pod and whether containerd is done with it.
+pub struct Pod {
+    namespace: String,
+    publisher: Publisher,
+    sandbox: Mutex<Option<Arc<Sandbox>>>,
+    /// Held while the sandbox is started.
+    starting: tokio::sync::Mutex<()>,
+    /// containerd asked for the end while something was left.
+    ending: watch::Sender<End>,
+}
+
+/// How far the end of the process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Nobody has asked.
+    No,
+    /// When the last task is deleted.
+    WhenIdle,
+    /// Now.
+    Now,
+}
+
+impl Pod {
+    /// A pod in containerd's `namespace`, which does not run yet.
+    pub fn new(namespace: &str, publisher: Publisher) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            publisher,
+            sandbox: Mutex::new(None),
+            starting: tokio::sync::Mutex::new(()),
+            ending: watch::Sender::new(End::No),
+        }
+    }
+
+    /// The sandbox.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn sandbox(&self) -> Result<Arc<Sandbox>> {
+        self.slot()
+            .clone()
+            .ok_or_else(|| Error::NotFound("the sandbox does not exist".into()))
+    }
+
+    /// Makes what a bundle holds: the sandbox, a container in it, or both at
+    /// once for a container without a pod. Returns the pid.
+    ///
+    /// # Errors
+    /// Names what cannot be honoured, is missing or failed.
+    pub async fn create(&self, request: &CreateTaskRequest) -> Result<u32> {
+        if !ids::is_valid(&request.id) {
+            return Err(Error::Invalid(format!("{:?} is not a valid id", request.id)));
+        }
+        let bundle = PathBuf::from(&request.bundle);
+        let spec = read_spec(&bundle)?;
+        match Kind::of(&spec) {
+            Kind::Sandbox => {
+                let pid = self
+                    .start(request, spec, bundle)
+                    .await?
+                    .vm()
+                    .pid();
+                self.publisher.publish(&TaskCreate {
+                    container_id: request.id.clone(),
+                    bundle: request.bundle.clone(),
+                    rootfs: request.rootfs.clone(),
+                    pid,
+                    ..Default::default()
+                });
+                Ok(pid)
+            }
+            Kind::Container => {
+                let sandbox = self.sandbox()?;
+                let named = annotation(&spec, SANDBOX_ID).unwrap_or_default();
+                if named != sandbox.id() {
+                    return Err(Error::Invalid(format!(
+                        "container {} belongs to sandbox {named}, but this is sandbox {}",
+                        request.id,
+                        sandbox.id()
+                    )));
+                }
+                sandbox.create_container(request, &spec).await
+            }
+            Kind::Alone => {
+                let sandbox = self.start(request, spec.clone(), bundle).await?;
+                match sandbox.create_container(request, &spec).await {
+                    Ok(pid) => Ok(pid),
+                    Err(error) => {
+                        self.remove(&sandbox).await;
+                        Err(error)
+                    }
+                }
+            }
+        }
+    }
+
+    async fn start(
+        &self,
+        request: &CreateTaskRequest,
+        spec: Spec,
+        bundle: PathBuf,
+    ) -> Result<Arc<Sandbox>> {
+        let _starting = self.starting.lock().await;
+        if let Some(sandbox) = &*self.slot() {
+            return Err(Error::Exists(format!(
+                "sandbox {} exists already",
+                sandbox.id()
+            )));
+        }
+        let config = options::config(request.options.as_ref().filter(|any| !is_empty(any)))?;
+        let sandbox = Sandbox::start(Request {
+            id: request.id.clone(),
+            namespace: self.namespace.clone(),
+            bundle,
+            spec,
+            config: Arc::new(config),
+            publisher: self.publisher.clone(),
+        })
+        .await?;
+        *self.slot() = Some(sandbox.clone());
+        Ok(sandbox)
+    }
+
+    /// Removes a process that has ended or was never started.
+    ///
+    /// # Errors
+    /// When there is none, or it runs.
+    pub async fn delete(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
+        let sandbox = self.sandbox()?;
+        if !exec.is_empty() {
+            return sandbox.delete_exec(id, exec).await;
+        }
+        let response = if sandbox.is_itself(id) {
+            sandbox.delete().await?
+        } else {
+            let response = sandbox.delete_container(id).await?;
+            if sandbox.alone() {
+                self.remove(&sandbox).await;
+            }
+            response
+        };
+        if !sandbox.in_use() {
+            self.slot().take();
+            self.end_if_idle();
+        }
+        Ok(response)
+    }
+
+    async fn remove(&self, sandbox: &Sandbox) {
+        sandbox.stop(KILLED).await;
+        self.slot().take();
+    }
+
+    /// containerd is done with this process; it ends when the last task is gone.
+    pub fn shutdown(&self, now: bool) {
+        self.ending.send_modify(|end| {
+            *end = match *end {
+                End::No if now => End::Now,
+                End::No => End::WhenIdle,
+                other => other,
+            }
+        });
+        self.end_if_idle();
+    }
+
+    /// Stops whatever runs, and ends.
+    pub async fn terminate(&self) {
+        let sandbox = self.slot().clone();
+        if let Some(sandbox) = sandbox {
+            sandbox.stop(KILLED).await;
+        }
+        self.shutdown(true);
+    }
+
+    /// Waits until the process is to end.
+    pub async fn wait_end(&self) {
+        let mut ending = self.ending.subscribe();
+        // The sender is a field of ours, so waiting cannot fail.
+        let _ = ending.wait_for(|end| *end == End::Now).await;
+    }
+
+    fn end_if_idle(&self) {
+        let idle = self.slot().is_none();
+        self.ending.send_if_modified(|end| {
+            let now = idle && *end == End::WhenIdle;
+            if now {
+                *end = End::Now;
+            }
+            now
+        });
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<Sandbox>>> {
+        self.sandbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_empty(any: &Any) -> bool {
+    any.type_url.is_empty() && any.value.is_empty()
+}
+
+fn read_spec(bundle: &Path) -> Result<Spec> {
+    let path = bundle.join("config.json");
+    let failed = |error: std::io::Error| Error::Failed(format!("{}: {error}", path.display()));
+    let size = std::fs::metadata(&path).map_err(failed)?.len();
+    if size > MAX_SPEC {
+        return Err(Error::Invalid(format!(
+            "{} has {size} bytes; at most {MAX_SPEC} are read",
+            path.display()
+        )));
+    }
+    let json = std::fs::read(&path).map_err(failed)?;
+    guest_spec::parse(&json).map_err(Error::invalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::Forward;
+    use containerd_shim_protos::api::ForwardRequest;
+    use containerd_shim_protos::ttrpc;
+
+    struct Nowhere;
+
+    impl Forward for Nowhere {
+        async fn forward(&mut self, _: &ForwardRequest) -> std::result::Result<(), ttrpc::Error> {
+            Ok(())
+        }
+    }
+
+    fn pod() -> Pod {
+        Pod::new("k8s.io", Publisher::new("k8s.io", Nowhere))
+    }
+
+    fn request(bundle: &Path, spec: &str) -> CreateTaskRequest {
+        std::fs::write(bundle.join("config.json"), spec).unwrap();
+        CreateTaskRequest {
+            id: "abc".into(),
+            bundle: bundle.to_str().unwrap().into(),
+            ..Default::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idle_process_ends_when_asked() {
+        let pod = pod();
+        pod.shutdown(false);
+        pod.wait_end().await;
+    }
+
+    #[tokio::test]
+    async fn what_never_was_is_not_found() {
+        let pod = pod();
+        for error in [
+            pod.sandbox().err().unwrap(),
+            pod.delete("abc", "").await.unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::NotFound(_)), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_container_needs_its_sandbox() {
+        let pod = pod();
+        let bundle = tempfile::tempdir().unwrap();
+        let spec = r#"{"annotations": {"io.kubernetes.cri.container-type": "container"}}"#;
+        let error = pod.create(&request(bundle.path(), spec)).await.unwrap_err();
+        assert!(matches!(error, Error::NotFound(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_pod_in_the_hosts_network_is_refused_before_anything_is_made() {
+        let pod = pod();
+        let bundle = tempfile::tempdir().unwrap();
+        let spec = r#"{"annotations": {"io.kubernetes.cri.container-type": "sandbox"},
+                       "linux": {"namespaces": [{"type": "pid"}]}}"#;
+        let error = pod.create(&request(bundle.path(), spec)).await.unwrap_err();
+        assert!(error.to_string().contains("hostNetwork"), "{error}");
+        assert_eq!(std::fs::read_dir(bundle.path()).unwrap().count(), 1);
+        // The same process may try again, or end.
+        pod.shutdown(false);
+        pod.wait_end().await;
+    }
+
+    #[tokio::test]
+    async fn ids_that_are_paths_are_refused() {
+        let mut request = request(tempfile::tempdir().unwrap().path(), "{}");
+        request.id = "../abc".into();
+        let error = pod().create(&request).await.unwrap_err();
+        assert!(matches!(error, Error::Invalid(_)), "{error}");
+    }
+}

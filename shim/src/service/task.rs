@@ -1,0 +1,215 @@
+//! containerd's Task API, version 3.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::{
+    CheckpointTaskRequest, CloseIORequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
+    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
+    UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use containerd_shim_protos::shim_async::Task;
+use containerd_shim_protos::ttrpc::{self, r#async::TtrpcContext};
+use protocol::ids;
+
+use super::Pod;
+use crate::error::{Error, Result};
+use crate::process::wait_response;
+
+/// The service.
+pub struct TaskService {
+    pod: Arc<Pod>,
+}
+
+impl TaskService {
+    /// Serves `pod`.
+    pub fn new(pod: Arc<Pod>) -> Self {
+        Self { pod }
+    }
+
+    /// Serves one request to its end, even if containerd stops waiting: half a
+    /// creation or deletion would be worse than one that nobody asks about.
+    async fn serve<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
+        &self,
+        name: &'static str,
+        serve: impl FnOnce(Arc<Pod>) -> F,
+    ) -> ttrpc::Result<T> {
+        let result = match tokio::spawn(serve(self.pod.clone())).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::Failed(format!("{name}: {error}"))),
+        };
+        result.map_err(|error| {
+            tracing::debug!(request = name, %error, "refused");
+            error.into()
+        })
+    }
+}
+
+/// Ids become names in the guest, and paths.
+fn check_exec(exec: &str) -> Result<()> {
+    if ids::is_valid(exec) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{exec:?} is not a valid exec id")))
+}
+
+#[async_trait]
+impl Task for TaskService {
+    async fn state(&self, _: &TtrpcContext, r: StateRequest) -> ttrpc::Result<StateResponse> {
+        let process = self.pod.sandbox()?.find(&r.id, &r.exec_id)?;
+        Ok(process.state_response())
+    }
+
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        r: CreateTaskRequest,
+    ) -> ttrpc::Result<CreateTaskResponse> {
+        self.serve("create", |pod| async move {
+            Ok(CreateTaskResponse {
+                pid: pod.create(&r).await?,
+                ..Default::default()
+            })
+        })
+        .await
+    }
+
+    async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
+        self.serve("start", |pod| async move {
+            let sandbox = pod.sandbox()?;
+            let pid = if sandbox.is_itself(&r.id) {
+                let process = sandbox.find(&r.id, &r.exec_id)?;
+                sandbox.start_sandbox(&process)?
+            } else {
+                sandbox.start_process(&r).await?
+            };
+            Ok(StartResponse {
+                pid,
+                ..Default::default()
+            })
+        })
+        .await
+    }
+
+    async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        self.serve(
+            "delete",
+            |pod| async move { pod.delete(&r.id, &r.exec_id).await },
+        )
+        .await
+    }
+
+    async fn pids(&self, _: &TtrpcContext, r: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        self.serve("pids", |pod| async move { pod.sandbox()?.pids(&r).await })
+            .await
+    }
+
+    async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
+        self.serve("pause", |pod| async move {
+            let sandbox = pod.sandbox()?;
+            if sandbox.is_itself(&r.id) {
+                return Err(Error::Unsupported("a sandbox cannot be paused".into()));
+            }
+            sandbox.pause(&r).await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
+        self.serve("resume", |pod| async move {
+            pod.sandbox()?.resume(&r).await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        _: CheckpointTaskRequest,
+    ) -> ttrpc::Result<Empty> {
+        Err(Error::Unsupported("a container in a VM cannot be checkpointed".into()).into())
+    }
+
+    async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
+        self.serve("kill", |pod| async move {
+            pod.sandbox()?.kill(&r).await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn exec(&self, _: &TtrpcContext, r: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        self.serve("exec", |pod| async move {
+            check_exec(&r.exec_id)?;
+            pod.sandbox()?.exec(&r).await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, r: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        self.serve("resize", |pod| async move {
+            pod.sandbox()?.resize(&r).await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, r: CloseIORequest) -> ttrpc::Result<Empty> {
+        let process = self.pod.sandbox()?.find(&r.id, &r.exec_id)?;
+        if r.stdin
+            && let Some(streams) = process.streams().as_mut()
+        {
+            streams.close_stdin();
+        }
+        Ok(Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        self.serve("update", |pod| async move {
+            let sandbox = pod.sandbox()?;
+            if sandbox.is_itself(&r.id) {
+                return Err(Error::Unsupported(
+                    "a running sandbox cannot be resized; change its containers' limits".into(),
+                ));
+            }
+            sandbox.update(&r).await?;
+            Ok(Empty::new())
+        })
+        .await
+    }
+
+    async fn wait(&self, _: &TtrpcContext, r: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        let process = self.pod.sandbox()?.find(&r.id, &r.exec_id)?;
+        Ok(wait_response(process.wait().await))
+    }
+
+    async fn stats(&self, _: &TtrpcContext, r: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        self.serve("stats", |pod| async move { pod.sandbox()?.stats(&r).await })
+            .await
+    }
+
+    async fn connect(&self, _: &TtrpcContext, r: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let task_pid = self
+            .pod
+            .sandbox()
+            .and_then(|sandbox| sandbox.find(&r.id, ""))
+            .map_or(0, |process| process.state().pid());
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        })
+    }
+
+    async fn shutdown(&self, _: &TtrpcContext, r: ShutdownRequest) -> ttrpc::Result<Empty> {
+        self.pod.shutdown(r.now);
+        Ok(Empty::new())
+    }
+}

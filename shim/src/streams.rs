@@ -1,0 +1,328 @@
+//! A process's standard streams: containerd's FIFOs on one side, one vsock
+//! connection each on the other, and a pump in between that stops reading while
+//! the reader of the other side does.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe::{self, Receiver, Sender};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
+
+use crate::guest::{GuestError, Vsock};
+
+/// Bytes on their way in each pump.
+const BUFFER: usize = 16 << 10;
+
+/// How long containerd may take to open its end of a FIFO.
+const OPEN_TIME: Duration = Duration::from_secs(10);
+
+/// How long output may still flow after the process has ended: children that it
+/// left behind may hold the stream for ever.
+pub const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// The paths that containerd gave for a process; empty: no such stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stdio {
+    /// Read by the process.
+    pub stdin: String,
+    /// Written by the process.
+    pub stdout: String,
+    /// Written by the process; not with a terminal.
+    pub stderr: String,
+    /// Whether stdin and stdout are a terminal in the guest.
+    pub terminal: bool,
+}
+
+/// The streams' ids as the agent is told them: decimal, or empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamIds {
+    /// Of stdin.
+    pub stdin: String,
+    /// Of stdout.
+    pub stdout: String,
+    /// Of stderr.
+    pub stderr: String,
+}
+
+/// No streams.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// A way of logging that is not a FIFO.
+    #[error("the {name} stream goes to {path}, but only FIFOs are supported: use containerd's default I/O")]
+    Kind {
+        /// stdin, stdout or stderr.
+        name: &'static str,
+        /// What containerd gave.
+        path: String,
+    },
+    /// A FIFO cannot be opened.
+    #[error("cannot open the {name} FIFO {}", path.display())]
+    Open {
+        /// stdin, stdout or stderr.
+        name: &'static str,
+        /// The FIFO.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// containerd does not open its end.
+    #[error("nobody reads the {name} FIFO {}", path.display())]
+    NoReader {
+        /// stdin, stdout or stderr.
+        name: &'static str,
+        /// The FIFO.
+        path: PathBuf,
+    },
+    /// The guest does not take the stream.
+    #[error("cannot connect the {name} stream")]
+    Guest {
+        /// stdin, stdout or stderr.
+        name: &'static str,
+        /// Why.
+        source: GuestError,
+    },
+}
+
+/// The running pumps of a process. Dropped, they end.
+#[derive(Debug, Default)]
+pub struct Streams {
+    ids: StreamIds,
+    /// A writer of ours on the stdin FIFO: while it is open a client that
+    /// detaches does not end the process's stdin.
+    stdin_keeper: Option<Sender>,
+    input: Option<Pump>,
+    output: Vec<Pump>,
+}
+
+#[derive(Debug)]
+struct Pump(JoinHandle<()>);
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Streams {
+    /// Opens the FIFOs, connects the streams and starts the pumps. `counter`
+    /// gives each stream of the sandbox an id of its own.
+    ///
+    /// # Errors
+    /// Names the stream that is not to be had; then none is open.
+    pub async fn open(
+        stdio: &Stdio,
+        vsock: &Vsock,
+        counter: &AtomicU64,
+    ) -> Result<Self, StreamError> {
+        let mut streams = Self::default();
+        if !stdio.stdin.is_empty() {
+            let name = "stdin";
+            let (receiver, keeper) = open_stdin(&fifo(name, &stdio.stdin)?)?;
+            let (id, guest) = connect(name, vsock, counter).await?;
+            streams.ids.stdin = id;
+            streams.stdin_keeper = Some(keeper);
+            streams.input = Some(Pump(tokio::spawn(pump_in(receiver, guest))));
+        }
+        if !stdio.stdout.is_empty() {
+            let name = "stdout";
+            let sink = open_output(name, &fifo(name, &stdio.stdout)?).await?;
+            let (id, guest) = connect(name, vsock, counter).await?;
+            streams.ids.stdout = id;
+            streams
+                .output
+                .push(Pump(tokio::spawn(pump_out(guest, sink))));
+        }
+        if !stdio.stderr.is_empty() && !stdio.terminal {
+            let name = "stderr";
+            let sink = open_output(name, &fifo(name, &stdio.stderr)?).await?;
+            let (id, guest) = connect(name, vsock, counter).await?;
+            streams.ids.stderr = id;
+            streams
+                .output
+                .push(Pump(tokio::spawn(pump_out(guest, sink))));
+        }
+        Ok(streams)
+    }
+
+    /// What the agent is told.
+    pub fn ids(&self) -> &StreamIds {
+        &self.ids
+    }
+
+    /// Ends stdin once the client has closed its end too.
+    pub fn close_stdin(&mut self) {
+        self.stdin_keeper = None;
+    }
+
+    /// Waits, for a while, until all output has reached the FIFOs, and ends
+    /// the pumps.
+    pub async fn drain(mut self) {
+        self.stdin_keeper = None;
+        self.input = None;
+        let output = std::mem::take(&mut self.output);
+        let all = async {
+            for mut pump in output {
+                // A pump that panicked has nothing more to say either.
+                let _ = (&mut pump.0).await;
+            }
+        };
+        let _ = timeout(DRAIN_TIME, all).await;
+    }
+}
+
+/// The path of a FIFO that containerd gave.
+fn fifo(name: &'static str, path: &str) -> Result<PathBuf, StreamError> {
+    let file = path.strip_prefix("fifo://").unwrap_or(path);
+    if !file.starts_with('/') {
+        return Err(StreamError::Kind {
+            name,
+            path: path.to_owned(),
+        });
+    }
+    let file = PathBuf::from(file);
+    let metadata = std::fs::metadata(&file).map_err(|source| StreamError::Open {
+        name,
+        path: file.clone(),
+        source,
+    })?;
+    if !metadata.file_type().is_fifo() {
+        return Err(StreamError::Kind {
+            name,
+            path: path.to_owned(),
+        });
+    }
+    Ok(file)
+}
+
+fn open_stdin(path: &Path) -> Result<(Receiver, Sender), StreamError> {
+    let failed = |source| StreamError::Open {
+        name: "stdin",
+        path: path.to_owned(),
+        source,
+    };
+    // Reading never waits for a writer when opened this way, and our own reader
+    // lets the keeper open.
+    let receiver = pipe::OpenOptions::new()
+        .open_receiver(path)
+        .map_err(failed)?;
+    let keeper = pipe::OpenOptions::new().open_sender(path).map_err(failed)?;
+    Ok((receiver, keeper))
+}
+
+/// A FIFO's write end, and a read end that keeps writes from failing while no
+/// client is attached: output then waits for the next one.
+struct Sink {
+    sender: Sender,
+    _reader: File,
+}
+
+async fn open_output(name: &'static str, path: &Path) -> Result<Sink, StreamError> {
+    let failed = |source| StreamError::Open {
+        name,
+        path: path.to_owned(),
+        source,
+    };
+    // The client must have its end open before we hold one of our own: a process
+    // that ends at once would take the pipe's bytes with it.
+    let open = async {
+        let mut pause = Duration::from_micros(250);
+        loop {
+            match pipe::OpenOptions::new().open_sender(path) {
+                Err(error) if error.raw_os_error() == Some(libc::ENXIO) => {
+                    sleep(pause).await;
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+                other => return other,
+            }
+        }
+    };
+    let sender = timeout(OPEN_TIME, open)
+        .await
+        .map_err(|_| StreamError::NoReader {
+            name,
+            path: path.to_owned(),
+        })?
+        .map_err(failed)?;
+    let reader = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(failed)?;
+    Ok(Sink {
+        sender,
+        _reader: reader,
+    })
+}
+
+async fn connect(
+    name: &'static str,
+    vsock: &Vsock,
+    counter: &AtomicU64,
+) -> Result<(String, UnixStream), StreamError> {
+    let id = counter.fetch_add(1, Ordering::Relaxed);
+    let stream = vsock
+        .stream(id)
+        .await
+        .map_err(|source| StreamError::Guest { name, source })?;
+    Ok((id.to_string(), stream))
+}
+
+/// Until the FIFO has no writer left, or the guest takes no more.
+async fn pump_in(mut fifo: Receiver, guest: UnixStream) {
+    let (mut closed, mut guest) = guest.into_split();
+    let copy = async {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match fifo.read(&mut buffer).await {
+                Ok(0) => break,
+                Ok(n) => {
+                    if guest.write_all(&buffer[..n]).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "reading stdin");
+                    break;
+                }
+            }
+        }
+        // The process reads end of file from here on.
+        if guest.shutdown().await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
+    // The guest sends nothing this way: the end of its side means that nobody
+    // reads any more, and the client shall hear of it.
+    let mut byte = [0];
+    let gone = async { while matches!(closed.read(&mut byte).await, Ok(n) if n > 0) {} };
+    tokio::select! {
+        () = copy => {}
+        () = gone => {}
+    }
+}
+
+/// Until the guest has no more to say.
+async fn pump_out(mut guest: UnixStream, mut sink: Sink) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match guest.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(n) => {
+                if let Err(error) = sink.sender.write_all(&buffer[..n]).await {
+                    tracing::warn!(%error, "writing output");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,569 @@
+//! The pod's VM and all that it has on the host: made side by side, taken apart
+//! in one place.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use network::{Attachment, Endpoint};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use vmm::{BootFiles, NetSpec, VmSpec, Vmm};
+
+use crate::config::Config;
+use crate::error::{Error, Result, chain};
+use crate::guest::Vsock;
+use crate::host::cgroup::Cgroup;
+use crate::host::record::{self, Record, StateDir};
+use crate::host::uids::UidLease;
+use crate::host::{files, scratch};
+use crate::pod::Size;
+use crate::stages::Stages;
+
+/// How long a guest may take from power-on until its agent answers. A node under
+/// load boots slowly; a guest that hangs must still fail.
+const READY_TIME: Duration = Duration::from_secs(60);
+
+/// Where a VM that does not boot is explained.
+const DOCTOR: &str = "`joeyctl doctor` tells whether this host can run VMs";
+
+/// Names in the state directory.
+const VSOCK: &str = "vsock";
+const CONSOLE: &str = "console.log";
+const VMM_LOG: &str = "vmm.log";
+
+/// What a VM is made from.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The sandbox.
+    pub id: String,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// containerd's directory of the sandbox.
+    pub bundle: PathBuf,
+    /// The pod's network namespace, if it has one.
+    pub netns: Option<PathBuf>,
+    /// As the OCI spec names it.
+    pub cgroups_path: PathBuf,
+    /// How large.
+    pub size: Size,
+    /// The operator's settings.
+    pub config: Arc<Config>,
+}
+
+/// A VM. [`Vm::release`] ends it and removes what it has.
+pub struct Vm {
+    id: String,
+    pid: u32,
+    vsock: Vsock,
+    vcpus: u8,
+    cgroup: Cgroup,
+    endpoint: Option<Endpoint>,
+    parts: Mutex<Option<Parts>>,
+    released: AtomicBool,
+}
+
+/// What ends with the VM, in the order in which it goes.
+struct Parts {
+    vmm: Vmm,
+    attachment: Option<Attachment>,
+    _uid: UidLease,
+    state: StateDir,
+}
+
+/// What the VMM says unasked. The channel closes when the VMM is gone.
+pub type Events = mpsc::UnboundedReceiver<vmm::Event>;
+
+/// The VM's files, apart from its TAP.
+struct Files {
+    kvm: File,
+    kernel: File,
+    agent: File,
+    scratch: File,
+}
+
+impl Vm {
+    /// Makes a VM and boots it until its agent is ready.
+    ///
+    /// # Errors
+    /// Names what is missing or failed; nothing is left then.
+    pub async fn start(plan: &Plan, stages: &Arc<Stages>) -> Result<(Arc<Self>, Events)> {
+        let root = &plan.config.state_dir;
+        let state = StateDir::create(root, &plan.namespace, &plan.id, &plan.bundle).map_err(
+            |error| match error.kind() {
+                std::io::ErrorKind::AlreadyExists => {
+                    Error::Exists(format!("sandbox {} exists already", plan.id))
+                }
+                _ => Error::Failed(format!(
+                    "cannot make the state directory of sandbox {} in {}: {error}",
+                    plan.id,
+                    root.display()
+                )),
+            },
+        )?;
+
+        // Three things that need nothing of each other.
+        let (network, files, process) = tokio::join!(
+            blocking(plan, stages, "network", attach_network),
+            blocking(plan, stages, "files", open_files),
+            blocking(plan, stages, "spawn", spawn_vmm),
+        );
+        let (attachment, files, process) = match (network, files, process) {
+            (Ok(network), Ok(files), Ok(process)) => (network, files, process),
+            (network, files, process) => {
+                let error = [network.err(), files.err()]
+                    .into_iter()
+                    .flatten()
+                    .next();
+                let error = match (error, process) {
+                    (Some(error), Ok(process)) => {
+                        process.undo().await;
+                        error
+                    }
+                    (Some(error), Err(_)) | (None, Err(error)) => error,
+                    (None, Ok(_)) => unreachable!("one of the three failed"),
+                };
+                remove_state(&state);
+                return Err(error);
+            }
+        };
+
+        let vm = Arc::new(Self {
+            id: plan.id.clone(),
+            pid: process.vmm.pid(),
+            vsock: Vsock::new(state.socket_path(VSOCK)),
+            vcpus: plan.size.vcpus,
+            cgroup: process.cgroup,
+            endpoint: attachment
+                .as_ref()
+                .map(|attachment| attachment.endpoint().clone()),
+            parts: Mutex::new(Some(Parts {
+                vmm: process.vmm,
+                attachment,
+                _uid: process.uid,
+                state,
+            })),
+            released: AtomicBool::new(false),
+        });
+        match vm.boot(plan, stages, files, process.uid_number).await {
+            Ok(events) => Ok((vm, events)),
+            Err(error) => {
+                vm.release().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn boot(
+        self: &Arc<Self>,
+        plan: &Plan,
+        stages: &Arc<Stages>,
+        files: Files,
+        uid: u32,
+    ) -> Result<Events> {
+        let vm = self.clone();
+        let config = plan.config.clone();
+        let spec = VmSpec {
+            id: plan.id.clone(),
+            vcpus: plan.size.vcpus,
+            memory_mib: plan.size.memory_mib,
+            net: self.endpoint.as_ref().map(|endpoint| NetSpec {
+                mac: endpoint.mac,
+                mtu: u16::try_from(endpoint.mtu).unwrap_or(u16::MAX),
+            }),
+            uid,
+            gid: uid,
+            console: config.console,
+        };
+        let timed = stages.clone();
+        let stream = spawn_blocking(move || {
+            timed.time_blocking("boot", || vm.boot_blocking(&spec, &files))
+        })
+        .await
+        .map_err(Error::failed)??;
+        let mut events = watch(stream)?;
+        stages.time("ready", self.wait_ready(&mut events)).await?;
+        Ok(events)
+    }
+
+    fn boot_blocking(&self, spec: &VmSpec, files: &Files) -> Result<std::os::unix::net::UnixStream> {
+        let mut parts = self.parts();
+        let parts = parts.as_mut().ok_or_else(|| self.gone())?;
+        let io = |what: &str, error: std::io::Error| Error::Failed(format!("{what}: {error}"));
+
+        parts
+            .state
+            .write_record(&Record {
+                vmm_pid: self.raw_pid(),
+                vmm_started: record::start_time(self.raw_pid()).unwrap_or_default(),
+                cgroup: self.cgroup.dir().to_owned(),
+            })
+            .map_err(|error| io("cannot write the sandbox's record", error))?;
+        let listener = std::os::unix::net::UnixListener::bind(self.vsock.path())
+            .map_err(|error| io("cannot listen for connections to the guest", error))?;
+        let serial = spec
+            .console
+            .then(|| File::create(parts.state.path().join(CONSOLE)))
+            .transpose()
+            .map_err(|error| io("cannot make the console's log", error))?;
+        let tap: Option<OwnedFd> = parts
+            .attachment
+            .as_mut()
+            .and_then(Attachment::take_tap);
+
+        parts
+            .vmm
+            .boot(
+                spec,
+                BootFiles {
+                    kvm: files.kvm.as_fd(),
+                    kernel: files.kernel.as_fd(),
+                    initramfs: files.agent.as_fd(),
+                    scratch: files.scratch.as_fd(),
+                    vsock_listener: listener.as_fd(),
+                    tap: tap.as_ref().map(AsFd::as_fd),
+                    serial: serial.as_ref().map(AsFd::as_fd),
+                },
+            )
+            .map_err(|error| {
+                let said = last_words(&parts.state.path().join(VMM_LOG));
+                Error::Failed(format!("cannot boot the VM: {}{said}; {DOCTOR}", chain(&error)))
+            })?;
+        parts
+            .vmm
+            .events()
+            .map_err(|error| io("the VMM's event socket", error))
+    }
+
+    async fn wait_ready(&self, events: &mut Events) -> Result<()> {
+        match tokio::time::timeout(READY_TIME, events.recv()).await {
+            Ok(Some(vmm::Event::Ready)) => Ok(()),
+            Ok(Some(vmm::Event::Stopped { reason })) => Err(Error::Failed(format!(
+                "the guest stopped before its agent answered: {reason}; \
+                 set `console = true` in the configuration to see why"
+            ))),
+            Ok(None) => Err(Error::Failed(format!(
+                "the VMM ended before the guest's agent answered; {DOCTOR}"
+            ))),
+            Err(_) => Err(Error::Failed(format!(
+                "the guest's agent did not answer within {} s; {DOCTOR}",
+                READY_TIME.as_secs()
+            ))),
+        }
+    }
+
+    /// The VMM's pid: what containerd takes for the sandbox's process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    fn raw_pid(&self) -> i32 {
+        i32::try_from(self.pid).unwrap_or_default()
+    }
+
+    /// The way into the guest.
+    pub fn vsock(&self) -> &Vsock {
+        &self.vsock
+    }
+
+    /// The pod's cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// The pod's network, if it has one.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoint.as_ref()
+    }
+
+    /// vCPUs that the guest may bring online.
+    pub fn vcpus(&self) -> u8 {
+        self.vcpus
+    }
+
+    /// Shows `length` bytes of a file in the image window.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn map_image(self: &Arc<Self>, offset: u64, length: u64, file: File) -> Result<()> {
+        self.ask("cannot show an image to the guest", move |vmm| {
+            vmm.map_image(offset, length, file.as_fd())
+        })
+        .await
+    }
+
+    /// Takes back what is shown at `offset`.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn unmap_image(self: &Arc<Self>, offset: u64) -> Result<()> {
+        self.ask("cannot take an image from the guest", move |vmm| {
+            vmm.unmap_image(offset)
+        })
+        .await
+    }
+
+    /// Lets the guest bring a vCPU online.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn online_cpu(self: &Arc<Self>, cpu: u8) -> Result<()> {
+        self.ask("cannot start a vCPU", move |vmm| vmm.online_cpu(cpu))
+            .await
+    }
+
+    /// Writes a file in the sandbox's state directory; a failure is logged.
+    pub fn note(&self, name: &str, content: &[u8]) {
+        if let Some(parts) = self.parts().as_ref()
+            && let Err(error) = parts.state.write(name, content)
+        {
+            tracing::warn!(name, %error, "cannot write in the state directory");
+        }
+    }
+
+    /// Kills the VMM, and with it the guest. What it had stays until
+    /// [`Vm::release`].
+    pub fn kill(&self) {
+        if self.released.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = self.cgroup.kill() {
+            tracing::warn!(error = chain(&error), "cannot kill the pod's cgroup");
+        }
+        if self.raw_pid() > 0 {
+            // It is our child and not reaped, so the pid is still its own.
+            let _ = kill(Pid::from_raw(self.raw_pid()), Signal::SIGKILL);
+        }
+    }
+
+    /// Ends the VM and removes all that it has on the host. Only the first call
+    /// does anything.
+    pub async fn release(self: &Arc<Self>) {
+        self.kill();
+        if self.released.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let Some(parts) = self.parts().take() else {
+            return;
+        };
+        let cgroup = self.cgroup.clone();
+        let id = self.id.clone();
+        let released = spawn_blocking(move || {
+            let Parts {
+                vmm,
+                attachment,
+                _uid,
+                state,
+            } = parts;
+            // Waits for the process, which has been killed.
+            drop(vmm);
+            if let Some(attachment) = attachment
+                && let Err(error) = attachment.detach()
+            {
+                tracing::warn!(sandbox = id, error = chain(&error), "detaching the network");
+            }
+            if let Err(error) = cgroup.remove() {
+                tracing::warn!(sandbox = id, error = chain(&error), "removing the cgroup");
+            }
+            remove_state(&state);
+        });
+        if let Err(error) = released.await {
+            tracing::error!(%error, "taking the VM apart");
+        }
+    }
+
+    async fn ask<E: std::error::Error + Send + 'static>(
+        self: &Arc<Self>,
+        what: &'static str,
+        action: impl FnOnce(&mut Vmm) -> std::result::Result<(), E> + Send + 'static,
+    ) -> Result<()> {
+        let vm = self.clone();
+        spawn_blocking(move || {
+            let mut parts = vm.parts();
+            let parts = parts.as_mut().ok_or_else(|| vm.gone())?;
+            action(&mut parts.vmm).map_err(|error| Error::failed(error).context(what))
+        })
+        .await
+        .map_err(Error::failed)?
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Option<Parts>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gone(&self) -> Error {
+        Error::State(format!("the VM of sandbox {} has ended", self.id))
+    }
+}
+
+/// A VMM that waits for its spec.
+struct Spawned {
+    vmm: Vmm,
+    cgroup: Cgroup,
+    uid: UidLease,
+    uid_number: u32,
+}
+
+impl Spawned {
+    async fn undo(self) {
+        let Self { vmm, cgroup, .. } = self;
+        let undone = spawn_blocking(move || {
+            drop(vmm);
+            cgroup.remove()
+        });
+        if let Ok(Err(error)) = undone.await {
+            tracing::warn!(error = chain(&error), "removing the cgroup");
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    plan: &Plan,
+    stages: &Arc<Stages>,
+    name: &'static str,
+    part: impl FnOnce(&Plan) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (plan, stages) = (plan.clone(), stages.clone());
+    spawn_blocking(move || stages.time_blocking(name, || part(&plan)))
+        .await
+        .map_err(Error::failed)?
+}
+
+fn attach_network(plan: &Plan) -> Result<Option<Attachment>> {
+    let Some(netns) = &plan.netns else {
+        return Ok(None);
+    };
+    let attachment =
+        network::attach(netns, &network::Options::default()).map_err(Error::failed)?;
+    if let Some(attachment) = &attachment
+        && !attachment.left_out().is_empty()
+    {
+        tracing::warn!(
+            sandbox = plan.id,
+            interfaces = ?attachment.left_out(),
+            "only one interface of the pod is given to the guest"
+        );
+    }
+    Ok(attachment)
+}
+
+fn open_files(plan: &Plan) -> Result<Files> {
+    let config = &plan.config;
+    Ok(Files {
+        kvm: files::kvm().map_err(Error::failed)?,
+        kernel: files::kernel(&config.kernel).map_err(Error::failed)?,
+        agent: files::agent(&config.agent).map_err(Error::failed)?,
+        scratch: scratch::create(&config.data_dir, config.scratch_mib).map_err(Error::failed)?,
+    })
+}
+
+fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
+    let config = &plan.config;
+    files::vmm(&config.vmm).map_err(Error::failed)?;
+    let uid = UidLease::take(
+        &config.state_dir,
+        &plan.id,
+        config.uid_base,
+        config.uid_count,
+    )
+    .map_err(Error::failed)?;
+    let cgroup = Cgroup::create(&plan.cgroups_path).map_err(Error::failed)?;
+    let log = config
+        .state_dir
+        .join(&plan.namespace)
+        .join(&plan.id)
+        .join(VMM_LOG);
+    match spawn_in(&config.vmm, &cgroup, &log) {
+        Ok(vmm) => Ok(Spawned {
+            vmm,
+            cgroup,
+            uid_number: uid.uid,
+            uid,
+        }),
+        Err(error) => {
+            if let Err(error) = cgroup.remove() {
+                tracing::warn!(error = chain(&error), "removing the cgroup");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn spawn_in(binary: &Path, cgroup: &Cgroup, log: &Path) -> Result<Vmm> {
+    let open = |path: &Path, error| Error::Failed(format!("{}: {error}", path.display()));
+    let dir = File::open(cgroup.dir()).map_err(|error| open(cgroup.dir(), error))?;
+    let log = File::create(log).map_err(|error| open(log, error))?;
+    let vmm = Vmm::spawn(binary, Some(dir.as_fd()), Some(log)).map_err(Error::failed)?;
+    // It inherits our own score, which protects it from the kernel's killer: a
+    // guest that eats the host's memory shall not be protected.
+    let score = format!("/proc/{}/oom_score_adj", vmm.pid());
+    if let Err(error) = std::fs::write(&score, "0") {
+        tracing::warn!(score, %error, "cannot set the VMM's OOM score");
+    }
+    Ok(vmm)
+}
+
+/// Most that is read of the VMM's log, in bytes.
+const MAX_LOG: u64 = 16 << 10;
+
+/// The end of the VMM's log, for an error.
+fn last_words(log: &Path) -> String {
+    let mut text = String::new();
+    if let Ok(file) = File::open(log) {
+        let _ = file.take(MAX_LOG).read_to_string(&mut text);
+    }
+    match text.lines().last() {
+        Some(line) if !line.is_empty() => format!(" ({line})"),
+        _ => String::new(),
+    }
+}
+
+/// Reads the VMM's events until it is gone.
+fn watch(stream: std::os::unix::net::UnixStream) -> Result<Events> {
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+    /// Longest event in bytes. The VMM is not trusted with more.
+    const MAX_EVENT: u64 = 8 << 10;
+
+    let failed = |error: std::io::Error| Error::Failed(format!("the VMM's event socket: {error}"));
+    stream.set_nonblocking(true).map_err(failed)?;
+    let stream = tokio::net::UnixStream::from_std(stream).map_err(failed)?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut reader = BufReader::with_capacity(512, stream);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = (&mut reader)
+                .take(MAX_EVENT)
+                .read_until(b'\n', &mut line)
+                .await;
+            if !matches!(read, Ok(n) if n > 0) {
+                return;
+            }
+            match serde_json::from_slice(&line) {
+                Ok(event) => {
+                    if sender.send(event).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the VMM's event cannot be read: giving it up");
+                    return;
+                }
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+fn remove_state(state: &StateDir) {
+    if let Err(error) = state.remove() {
+        tracing::warn!(path = %state.path().display(), %error, "removing the state directory");
+    }
+}

@@ -1,0 +1,235 @@
+//! The owner's side: starts a `joey-vmm` process and drives it. All calls block,
+//! and each has a bound, so that a VMM that hangs gives an error.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+use crate::action::{Action, Reply};
+use crate::channel::{Channel, ChannelError};
+use crate::files::BootFiles;
+use crate::metrics::Stats;
+use crate::spec::VmSpec;
+use crate::sys::{self, Child, Program};
+
+/// Longest time for the answer to an action. A VMM answers within milliseconds;
+/// this is for a host that is out of memory or CPU.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why the VMM did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The process cannot be started.
+    #[error("cannot start {binary}: {source}")]
+    Spawn {
+        /// The program.
+        binary: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The process has died.
+    #[error("the VMM has died: see its log, or the kernel's for a seccomp violation")]
+    Died,
+    /// It does not answer; kill it.
+    #[error("the VMM did not answer within {} s: kill it", ANSWER_TIMEOUT.as_secs())]
+    Hangs,
+    /// It refused; a sentence that names the thing and the next step.
+    #[error("{0}")]
+    Refused(String),
+    /// The control socket failed, or an earlier call did not finish.
+    #[error("talking to the VMM: {0}")]
+    Channel(String),
+}
+
+/// A VMM process. Dropping it kills it.
+#[derive(Debug)]
+pub struct Vmm {
+    child: Child,
+    control: Channel,
+    events: UnixStream,
+    /// A call did not finish, so answers no longer match questions.
+    broken: bool,
+}
+
+impl Vmm {
+    /// Starts the program at `binary`, born in the cgroup whose directory is
+    /// `cgroup`. Its messages go to `log`, or nowhere. It waits for [`Self::boot`].
+    pub fn spawn(
+        binary: &Path,
+        cgroup: Option<BorrowedFd<'_>>,
+        log: Option<File>,
+    ) -> Result<Self, ClientError> {
+        let failed = |source: io::Error| ClientError::Spawn {
+            binary: binary.display().to_string(),
+            source,
+        };
+        let path = CString::new(binary.as_os_str().as_bytes())
+            .map_err(|_| failed(io::ErrorKind::InvalidInput.into()))?;
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")
+            .map_err(failed)?;
+        let log = log.as_ref().unwrap_or(&null);
+        let (control, their_control) = Channel::pair().map_err(failed)?;
+        let (events, their_events) = UnixStream::pair().map_err(failed)?;
+        control.set_timeout(ANSWER_TIMEOUT).map_err(failed)?;
+        let child = sys::spawn(
+            &Program {
+                path: &path,
+                arguments: &[c"joey-vmm"],
+                environment: &[],
+            },
+            &[
+                null.as_fd(),
+                log.as_fd(),
+                log.as_fd(),
+                their_control.as_fd(),
+                their_events.as_fd(),
+            ],
+            cgroup,
+        )
+        .map_err(failed)?;
+        Ok(Self {
+            child,
+            control,
+            events,
+            broken: false,
+        })
+    }
+
+    /// Builds the VM, locks the process up and starts CPU 0.
+    pub fn boot(
+        &mut self,
+        spec: &VmSpec,
+        files: BootFiles<BorrowedFd<'_>>,
+    ) -> Result<(), ClientError> {
+        self.done(&Action::Boot(Box::new(spec.clone())), &files.into_list())
+    }
+
+    /// Makes the first `length` bytes of `file` readable at `offset` of the image
+    /// window. Both are multiples of 4096.
+    pub fn map_image(
+        &mut self,
+        offset: u64,
+        length: u64,
+        file: BorrowedFd<'_>,
+    ) -> Result<(), ClientError> {
+        self.done(&Action::MapImage { offset, length }, &[file])
+    }
+
+    /// Takes back what was mapped at `offset`.
+    pub fn unmap_image(&mut self, offset: u64) -> Result<(), ClientError> {
+        self.done(&Action::UnmapImage { offset }, &[])
+    }
+
+    /// Starts the thread of a vCPU, so that the guest can bring it online. One that
+    /// runs already is fine.
+    pub fn online_cpu(&mut self, cpu: u8) -> Result<(), ClientError> {
+        self.done(&Action::OnlineCpu { cpu }, &[])
+    }
+
+    /// Counters since the start.
+    pub fn stats(&mut self) -> Result<Stats, ClientError> {
+        match self.call(&Action::Stats, &[])? {
+            Reply::Stats(stats) => Ok(*stats),
+            other => Err(self.mismatch(&other)),
+        }
+    }
+
+    /// Stops the VM; the process exits by itself. See [`Self::wait`].
+    pub fn shutdown(&mut self) -> Result<(), ClientError> {
+        self.done(&Action::Shutdown, &[])
+    }
+
+    /// A handle on the stream of [`crate::Event`]s, newline-delimited JSON; its end
+    /// means that the VMM died. All handles share one stream.
+    pub fn events(&self) -> io::Result<UnixStream> {
+        self.events.try_clone()
+    }
+
+    /// The process id. Valid until [`Self::wait`] has returned.
+    pub fn pid(&self) -> u32 {
+        self.child.pid.unsigned_abs()
+    }
+
+    /// Readable when the process has exited.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.child.pidfd.as_fd()
+    }
+
+    /// Kills the process; one that is dead already is fine.
+    pub fn kill(&self) -> io::Result<()> {
+        match sys::pidfd_signal(self.child.pidfd.as_fd(), libc::SIGKILL) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Waits for the process's end and takes it off the process table. Fine when
+    /// someone else did that already.
+    pub fn wait(&self) -> io::Result<()> {
+        loop {
+            let id = Id::PIDFd(self.child.pidfd.as_fd());
+            match waitid(id, WaitPidFlag::WEXITED) {
+                Err(Errno::EINTR) => {}
+                Ok(_) | Err(Errno::ECHILD) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// An action whose answer is just "done".
+    fn done(&mut self, action: &Action, files: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        match self.call(action, files)? {
+            Reply::Done => Ok(()),
+            other => Err(self.mismatch(&other)),
+        }
+    }
+
+    fn call(&mut self, action: &Action, files: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
+        if self.broken {
+            let text = "an earlier call did not finish: kill the VMM";
+            return Err(ClientError::Channel(text.into()));
+        }
+        let answer = self
+            .control
+            .send(action, files)
+            .and_then(|()| self.control.receive::<Reply>());
+        match answer {
+            Ok((Reply::Failed(text), _)) => Err(ClientError::Refused(text)),
+            Ok((reply, _)) => Ok(reply),
+            Err(error) => {
+                self.broken = true;
+                Err(match error {
+                    ChannelError::Closed => ClientError::Died,
+                    ChannelError::Timeout => ClientError::Hangs,
+                    other => ClientError::Channel(other.to_string()),
+                })
+            }
+        }
+    }
+
+    fn mismatch(&mut self, reply: &Reply) -> ClientError {
+        self.broken = true;
+        ClientError::Channel(format!("unexpected answer {reply:?}"))
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        // Nothing more can be done about a process that cannot be killed.
+        if self.kill().is_ok() {
+            let _ = self.wait();
+        }
+    }
+}
+

@@ -1,0 +1,5 @@
+//! What the guest sees beside memory and CPUs.
+
+pub mod bus;
+pub mod serial;
+pub mod virtio;

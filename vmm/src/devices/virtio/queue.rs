@@ -1,0 +1,100 @@
+//! One virtqueue as a device uses it: chains of guest buffers in, used lengths out.
+
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+use super::Interrupt;
+use crate::memory::{GuestRam, IoVec};
+
+/// One request of the driver: its buffers, in order. Reused from request to request.
+#[derive(Debug, Default)]
+pub struct Chain {
+    /// Index of the first descriptor: the request's name.
+    pub head: u16,
+    /// What the device may read.
+    pub readable: IoVec,
+    /// What the device may write.
+    pub writable: IoVec,
+}
+
+/// A live queue.
+#[derive(Debug)]
+pub struct Ring {
+    queue: Queue,
+    ram: GuestRam,
+    /// Buffers were used since the last interrupt.
+    used: bool,
+}
+
+impl Ring {
+    /// Takes a queue that the driver has set up.
+    pub fn new(queue: Queue, ram: GuestRam) -> Self {
+        Self {
+            queue,
+            ram,
+            used: false,
+        }
+    }
+
+    /// Takes the next request; `false` when there is none. A request whose buffers
+    /// are not all guest memory comes out empty, so that the device finds it too
+    /// short and gives it back.
+    pub fn pop(&mut self, chain: &mut Chain) -> bool {
+        let Some(descriptors) = self.queue.pop_descriptor_chain(&*self.ram) else {
+            return false;
+        };
+        chain.head = descriptors.head_index();
+        chain.readable.clear();
+        chain.writable.clear();
+        for descriptor in descriptors {
+            let list = if descriptor.is_write_only() {
+                &mut chain.writable
+            } else {
+                &mut chain.readable
+            };
+            if list
+                .push(self.ram, descriptor.addr().0, descriptor.len())
+                .is_err()
+            {
+                chain.readable.clear();
+                chain.writable.clear();
+                break;
+            }
+        }
+        true
+    }
+
+    /// Puts the request taken last back.
+    pub fn unpop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Gives a request back with `length` bytes written.
+    pub fn push(&mut self, head: u16, length: u32) {
+        // It fails only for a ring outside of guest memory, which activation
+        // refuses, so nothing is lost by going on.
+        let _ = self.queue.add_used(&*self.ram, head, length);
+        self.used = true;
+    }
+
+    /// Raises the interrupt when the driver wants to hear of what was pushed.
+    pub fn notify(&mut self, interrupt: &Interrupt) {
+        if !std::mem::take(&mut self.used) {
+            return;
+        }
+        if self.queue.needs_notification(&*self.ram).unwrap_or(true) {
+            interrupt.signal_used();
+        }
+    }
+
+    /// Asks the driver for a kick at its next request. `true`: a request came
+    /// meanwhile, for which no kick may follow.
+    pub fn enable_kicks(&mut self) -> bool {
+        self.queue.enable_notification(&*self.ram).unwrap_or(false)
+    }
+
+    /// Asks the driver for no kicks, while the device looks by itself.
+    pub fn disable_kicks(&mut self) {
+        // As in `push`.
+        let _ = self.queue.disable_notification(&*self.ram);
+    }
+}

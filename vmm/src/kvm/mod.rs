@@ -1,0 +1,78 @@
+//! KVM with the parts that need `unsafe` wrapped: opening by descriptor, memory slots.
+#![allow(unsafe_code)]
+
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use crate::memory::GuestRam;
+
+/// The only KVM interface version there is since 2007.
+const API_VERSION: i32 = 12;
+
+/// What the VMM needs of KVM, with the words for its absence.
+const REQUIRED: [(Cap, &str); 5] = [
+    (Cap::Irqchip, "an in-kernel interrupt controller"),
+    (Cap::Ioeventfd, "ioeventfd"),
+    (Cap::Irqfd, "irqfd"),
+    (Cap::UserMemory, "user memory regions"),
+    (Cap::ImmediateExit, "immediate exit"),
+];
+
+/// What KVM refused.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// The descriptor is not /dev/kvm, or a KVM of another world.
+    #[error("the kvm descriptor answers API version {0}, not {API_VERSION}: is it /dev/kvm? run joeyctl doctor")]
+    Version(i32),
+    /// A capability is missing.
+    #[error("this kernel's KVM has no {0}: run joeyctl doctor")]
+    Missing(&'static str),
+    /// A call failed.
+    #[error("KVM cannot {what}: {source}")]
+    Call {
+        /// What was asked for.
+        what: &'static str,
+        /// KVM's answer.
+        source: kvm_ioctls::Error,
+    },
+}
+
+/// Makes the `map_err` argument for a call that does `what`.
+pub fn failed(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> KvmError {
+    move |source| KvmError::Call { what, source }
+}
+
+/// Takes an open /dev/kvm and checks that it can run our VMs.
+pub fn open(fd: OwnedFd) -> Result<Kvm, KvmError> {
+    // SAFETY: ownership of the descriptor moves to `Kvm`.
+    let kvm = unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) };
+    let version = kvm.get_api_version();
+    if version != API_VERSION {
+        return Err(KvmError::Version(version));
+    }
+    for (capability, name) in REQUIRED {
+        if !kvm.check_extension(capability) {
+            return Err(KvmError::Missing(name));
+        }
+    }
+    Ok(kvm)
+}
+
+/// Makes the guest's memory the VM's.
+pub fn add_memory(vm: &VmFd, ram: GuestRam) -> Result<(), KvmError> {
+    for (slot, (start, length, host)) in (0..).zip(ram.regions()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: start,
+            memory_size: length,
+            userspace_addr: host,
+        };
+        // SAFETY: the host range is guest memory, which stays mapped for ever, and
+        // the slots do not overlap.
+        unsafe { vm.set_user_memory_region(region) }.map_err(failed("add guest memory"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,456 @@
+//! The VMM process: waits for its one VM, locks itself up, and looks after it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::action::{Action, Event, Reply};
+use crate::channel::{Channel, ChannelError};
+use crate::devices::virtio::block::{Block, Window};
+use crate::devices::virtio::vsock::Vsock;
+use crate::files::BootFiles;
+use crate::jail;
+use crate::seccomp::{self, ThreadKind};
+use crate::spec::VmSpec;
+use crate::sys;
+use crate::vcpu::Stop;
+use crate::vm::{Counters, CpuFactory, Disks, Peripherals, Slot, Vm};
+
+/// Descriptors that the owner hands over.
+const CONTROL_FD: i32 = 3;
+const EVENTS_FD: i32 = 4;
+/// Stack of each thread in bytes; only touched pages count.
+const STACK: usize = 128 * 1024;
+/// How long the owner waits for a new vCPU before it is told that it failed.
+const ONLINE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the process cannot do its work at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It was not started by the client library.
+    #[error("descriptor {0} is not open: joey-vmm is started by containerd-shim-joey-v2, not by hand")]
+    NotInherited(i32),
+    /// The control socket failed.
+    #[error(transparent)]
+    Channel(#[from] ChannelError),
+    /// An epoll or thread call failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// The process cannot be locked up.
+    #[error(transparent)]
+    Jail(#[from] jail::JailError),
+    /// The same.
+    #[error(transparent)]
+    Filter(#[from] seccomp::FilterError),
+}
+
+/// Runs the process until its VM or its owner is gone.
+pub fn run() -> Result<(), ProcessError> {
+    sys::single_malloc_arena();
+    // The client starts us with all signals blocked.
+    SigSet::empty()
+        .thread_swap_mask(SigmaskHow::SIG_SETMASK)
+        .map_err(io::Error::from)?;
+    let inherited = |fd| sys::inherited(fd).map_err(|_| ProcessError::NotInherited(fd));
+    let control = Channel::new(inherited(CONTROL_FD)?);
+    let events = File::from(inherited(EVENTS_FD)?);
+    match wait_for_boot(&control) {
+        Ok(Some((spec, files))) => start(&spec, files, control, events),
+        Ok(None) => Ok(()),
+        // The owner has gone: nothing to do, nobody to tell.
+        Err(ChannelError::Closed) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Answers the owner until it asks for a boot; `None`: it asked to stop.
+fn wait_for_boot(
+    control: &Channel,
+) -> Result<Option<(VmSpec, BootFiles<OwnedFd>)>, ChannelError> {
+    loop {
+        let (action, files) = control.receive()?;
+        let refusal = match action {
+            Action::Boot(spec) => match check_boot(&spec, files) {
+                Ok(files) => return Ok(Some((*spec, files))),
+                Err(refusal) => refusal,
+            },
+            Action::Shutdown => {
+                control.send(&Reply::Done, &[])?;
+                return Ok(None);
+            }
+            _ => "there is no VM yet: send boot first".into(),
+        };
+        control.send(&Reply::Failed(refusal), &[])?;
+    }
+}
+
+/// Checks spec and files of a boot.
+fn check_boot(spec: &VmSpec, files: Vec<OwnedFd>) -> Result<BootFiles<OwnedFd>, String> {
+    spec.validate().map_err(|error| error.to_string())?;
+    let count = files.len();
+    BootFiles::from_list(files, spec.net.is_some(), spec.console).ok_or_else(|| {
+        format!("{count} descriptors came with boot, which is not what its spec needs: pass a TAP with net and a serial file with console")
+    })
+}
+
+/// Builds the VM, locks the process up, starts its threads and looks after it.
+fn start(
+    spec: &VmSpec,
+    files: BootFiles<OwnedFd>,
+    control: Channel,
+    events: File,
+) -> Result<(), ProcessError> {
+    let vm = match Vm::build(spec, files) {
+        Ok(vm) => vm,
+        Err(error) => {
+            control.send(&Reply::Failed(error.to_string()), &[])?;
+            return Ok(());
+        }
+    };
+    if let Err(error) = jail::enter(spec.uid, spec.gid) {
+        control.send(&Reply::Failed(error.to_string()), &[])?;
+        return Ok(());
+    }
+    let stop = Arc::new(Stop::new(EventFd::new(EFD_NONBLOCK)?));
+    let Vm {
+        mut boot_cpu,
+        cpus,
+        disks,
+        peripherals,
+        window,
+        counters,
+    } = vm;
+    let disk_loop = disk_loop(&disks)?;
+    spawn("disk", ThreadKind::Disk, &stop, move || {
+        serve_disks(&disk_loop, &disks)
+    })?;
+    let parked = (1..spec.vcpus)
+        .map(|index| park_cpu(index, &cpus, &stop))
+        .collect::<io::Result<Vec<_>>>()?;
+    spawn("vcpu0", ThreadKind::Vcpu, &stop, move || Ok(boot_cpu.run()))?;
+    jail::forbid_threads()?;
+    let mut owner = Owner {
+        control,
+        events,
+        window,
+        counters,
+        parked,
+        stop,
+    };
+    let epoll = Loop::new(&owner, &peripherals)?;
+    seccomp::install(ThreadKind::Devices)?;
+    owner.control.send(&Reply::Done, &[])?;
+    epoll.run(&mut owner, &peripherals)
+}
+
+/// Starts a confined thread; its result says why the guest cannot go on.
+fn spawn(
+    name: &str,
+    kind: ThreadKind,
+    stop: &Arc<Stop>,
+    work: impl FnOnce() -> io::Result<String> + Send + 'static,
+) -> io::Result<()> {
+    let stop = Arc::clone(stop);
+    let thread_name = name.to_string();
+    thread::Builder::new()
+        .name(thread_name.clone())
+        .stack_size(STACK)
+        .spawn(move || {
+            let reason = match seccomp::install(kind) {
+                Ok(()) => work().unwrap_or_else(|error| format!("{thread_name} failed: {error}")),
+                Err(error) => error.to_string(),
+            };
+            stop.tell(reason);
+            // The thread's end would need system calls that it may not make; the
+            // process ends in a moment.
+            loop {
+                thread::park();
+            }
+        })?;
+    Ok(())
+}
+
+/// A thread that makes and runs its vCPU when told.
+struct ParkedCpu {
+    go: SyncSender<()>,
+    made: Receiver<Result<(), String>>,
+}
+
+fn park_cpu(index: u8, cpus: &CpuFactory, stop: &Arc<Stop>) -> io::Result<ParkedCpu> {
+    let (go, told) = sync_channel(1);
+    let (answer, made) = sync_channel(1);
+    let cpus = cpus.clone();
+    spawn(&format!("vcpu{index}"), ThreadKind::ParkedVcpu, stop, move || {
+        // The sender lives as long as the process.
+        let _ = told.recv();
+        let confined = |vcpu| seccomp::install(ThreadKind::Vcpu).map(|()| vcpu);
+        let vcpu = cpus
+            .make(index)
+            .map_err(|error| error.to_string())
+            .and_then(|vcpu| confined(vcpu).map_err(|error| error.to_string()));
+        match vcpu {
+            Ok(mut vcpu) => {
+                let _ = answer.send(Ok(()));
+                Ok(vcpu.run())
+            }
+            Err(error) => {
+                let _ = answer.send(Err(error.clone()));
+                Ok(format!("vcpu failed: {error}"))
+            }
+        }
+    })?;
+    Ok(ParkedCpu { go, made })
+}
+
+/// What the disk thread waits for: 0 is the window, 1 is scratch.
+fn disk_loop(disks: &Disks) -> io::Result<Epoll> {
+    let epoll = Epoll::new()?;
+    for (token, slot) in (0..).zip([&disks.window, &disks.scratch]) {
+        add(&epoll, slot.kick.as_raw_fd(), EventSet::IN, token)?;
+    }
+    Ok(epoll)
+}
+
+/// The disk thread: what it does may block for long.
+fn serve_disks(epoll: &Epoll, disks: &Disks) -> io::Result<String> {
+    let slots = [&disks.window, &disks.scratch];
+    loop {
+        let mut events = [EpollEvent::default(); 2];
+        let count = wait(epoll, &mut events, None)?;
+        for event in &events[..count] {
+            serve_kick(slots[event.data() as usize & 1], Block::process);
+        }
+    }
+}
+
+/// Serves a device after a kick, and kicks it again when there is more to do.
+fn serve_kick<D>(slot: &Slot<D>, process: impl FnOnce(&mut D) -> bool) {
+    // Only the counter's reset matters, not its value.
+    let _ = slot.kick.read();
+    again_if(process(&mut lock(&slot.device)), &slot.kick);
+}
+
+/// Makes sure that a device with more to do gets another turn.
+fn again_if(more: bool, kick: &EventFd) {
+    if more {
+        // It fails only when it is readable already.
+        let _ = kick.write(1);
+    }
+}
+
+/// Waits for `token` when `fd` is ready.
+fn add(epoll: &Epoll, fd: RawFd, events: EventSet, token: u64) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
+}
+
+/// Waits for events, until the deadline if there is one; an interrupted wait is no event.
+fn wait(
+    epoll: &Epoll,
+    events: &mut [EpollEvent],
+    deadline: Option<Instant>,
+) -> io::Result<usize> {
+    let timeout = deadline.map_or(-1, |deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // Rounded up, so that the deadline has passed after the wait.
+        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+    });
+    match epoll.wait(timeout, events) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        result => result,
+    }
+}
+
+/// The side of the process that talks to its owner.
+struct Owner {
+    control: Channel,
+    events: File,
+    window: Window,
+    counters: Counters,
+    parked: Vec<ParkedCpu>,
+    stop: Arc<Stop>,
+}
+
+impl Owner {
+    /// Says something unasked. The owner may have gone; the control socket tells.
+    fn say(&mut self, event: &Event) {
+        if let Ok(mut line) = serde_json::to_vec(event) {
+            line.push(b'\n');
+            let _ = self.events.write_all(&line);
+        }
+    }
+
+    /// Carries out one action; `false`: the process shall end.
+    fn serve(&mut self) -> Result<bool, ChannelError> {
+        let (action, files) = match self.control.receive() {
+            Ok(message) => message,
+            Err(ChannelError::Closed) => return Ok(false),
+            Err(ChannelError::Malformed(error)) => {
+                let refusal = Reply::Failed(format!("the action cannot be read: {error}"));
+                self.control.send(&refusal, &[])?;
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
+        };
+        let stop = action == Action::Shutdown;
+        let reply = match self.carry_out(action, files) {
+            Ok(reply) => reply,
+            Err(refusal) => Reply::Failed(refusal),
+        };
+        self.control.send(&reply, &[])?;
+        Ok(!stop)
+    }
+
+    fn carry_out(&mut self, action: Action, mut files: Vec<OwnedFd>) -> Result<Reply, String> {
+        match action {
+            Action::Boot(_) => return Err("a VM runs already: start another joey-vmm".into()),
+            Action::MapImage { offset, length } => {
+                let (Some(file), true) = (files.pop(), files.is_empty()) else {
+                    return Err("map_image takes exactly one descriptor".into());
+                };
+                self.window
+                    .map(offset, length, File::from(file))
+                    .map_err(|error| error.to_string())?;
+            }
+            Action::UnmapImage { offset } => {
+                self.window.unmap(offset).map_err(|error| error.to_string())?;
+            }
+            Action::OnlineCpu { cpu } => self.online(cpu)?,
+            Action::Stats => return Ok(Reply::Stats(Box::new(self.counters.stats()))),
+            Action::Shutdown => {}
+        }
+        Ok(Reply::Done)
+    }
+
+    /// Starts the thread of a vCPU; one that runs already is fine.
+    fn online(&mut self, cpu: u8) -> Result<(), String> {
+        let index = usize::from(cpu).checked_sub(1);
+        let parked = index.and_then(|index| self.parked.get(index));
+        let Some(parked) = parked else {
+            let most = self.parked.len();
+            return Err(format!("there is no vCPU {cpu} to start: 1 to {most} are"));
+        };
+        if parked.go.try_send(()).is_err() {
+            return Ok(());
+        }
+        match parked.made.recv_timeout(ONLINE_TIMEOUT) {
+            Ok(result) => result,
+            // It was made by an earlier action.
+            Err(_) => Err(format!("vCPU {cpu} did not start")),
+        }
+    }
+}
+
+/// What the devices thread waits for.
+#[derive(Clone, Copy)]
+#[repr(u64)]
+enum Token {
+    Control,
+    Stop,
+    NetKick,
+    Tap,
+    VsockKick,
+    Sockets,
+    RngKick,
+}
+
+const TOKENS: [Token; 7] = [
+    Token::Control,
+    Token::Stop,
+    Token::NetKick,
+    Token::Tap,
+    Token::VsockKick,
+    Token::Sockets,
+    Token::RngKick,
+];
+
+/// The loop of the devices thread.
+struct Loop {
+    epoll: Epoll,
+}
+
+impl Loop {
+    fn new(owner: &Owner, peripherals: &Peripherals) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let Peripherals { net, vsock, rng } = peripherals;
+        let vsock_device = lock(&vsock.device);
+        for (fd, token) in [
+            (owner.control.as_fd().as_raw_fd(), Token::Control),
+            (owner.stop.event.as_raw_fd(), Token::Stop),
+            (net.kick.as_raw_fd(), Token::NetKick),
+            (vsock.kick.as_raw_fd(), Token::VsockKick),
+            (vsock_device.sockets().as_raw_fd(), Token::Sockets),
+            (rng.kick.as_raw_fd(), Token::RngKick),
+        ] {
+            add(&epoll, fd, EventSet::IN, token as u64)?;
+        }
+        if let Some(tap) = lock(&net.device).tap() {
+            // Once per packet that arrives, also while the guest has no room for it.
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            add(&epoll, tap.as_raw_fd(), events, Token::Tap as u64)?;
+        }
+        Ok(Self { epoll })
+    }
+
+    fn run(&self, owner: &mut Owner, peripherals: &Peripherals) -> Result<(), ProcessError> {
+        let Peripherals { net, vsock, rng } = peripherals;
+        let mut refill: Option<Instant> = None;
+        loop {
+            let mut events = [EpollEvent::default(); TOKENS.len()];
+            let count = wait(&self.epoll, &mut events, refill)?;
+            for event in &events[..count] {
+                match TOKENS[event.data() as usize % TOKENS.len()] {
+                    Token::Control => {
+                        if !owner.serve()? {
+                            return Ok(());
+                        }
+                    }
+                    Token::Stop => {
+                        let reason = owner.stop.reason();
+                        owner.say(&Event::Stopped { reason });
+                        return Ok(());
+                    }
+                    Token::NetKick => serve_kick(net, |net| net.process()),
+                    Token::Tap => again_if(lock(&net.device).tap_readable(), &net.kick),
+                    Token::VsockKick => {
+                        serve_kick(vsock, Vsock::process_queues);
+                        if lock(&vsock.device).take_ready() {
+                            owner.say(&Event::Ready);
+                        }
+                    }
+                    Token::Sockets => {
+                        again_if(lock(&vsock.device).process_sockets(), &vsock.kick);
+                        if lock(&vsock.device).take_ready() {
+                            owner.say(&Event::Ready);
+                        }
+                    }
+                    Token::RngKick => {
+                        let _ = rng.kick.read();
+                        if refill.is_none() {
+                            refill = deadline(lock(&rng.device).process());
+                        }
+                    }
+                }
+            }
+            if refill.is_some_and(|time| time <= Instant::now()) {
+                refill = deadline(lock(&rng.device).refill());
+            }
+        }
+    }
+}
+
+fn deadline(wait: Option<Duration>) -> Option<Instant> {
+    wait.map(|wait| Instant::now() + wait)
+}
+
+/// A panic ends the process, so no lock is ever poisoned.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
