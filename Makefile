@@ -2,7 +2,6 @@
 # Both install what they need (Debian 12, root) and cache what takes long outside
 # the checkout, under JOEY_CACHE (default ~/.cache/joey).
 
-PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 60
 GUEST_TARGET := x86_64-unknown-linux-gnu
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
@@ -37,7 +36,7 @@ check:
 	cargo clippy --workspace --all-targets
 
 install: build
-	scripts/install.sh $(PREFIX)
+	scripts/install.sh
 
 clean:
 	cargo clean

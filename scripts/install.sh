@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# install.sh PREFIX: puts joey on this node (DESTDIR is honoured) and says what is
-# left to do. containerd's own configuration is the operator's: it is not touched.
+# Puts joey under /usr/local, where the shim looks for its parts, and says what is
+# left to do. DESTDIR is honoured. containerd's own configuration is the operator's:
+# it is not touched.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib/common.sh"
-prefix=${1:?usage: install.sh PREFIX}
-root=${DESTDIR:-}
+prefix=${DESTDIR:-}/usr/local
 from=$here/../${CARGO_TARGET_DIR:-target}/joey
 
-install -d "$root$prefix/bin" "$root$prefix/share/joey"
-install -m 755 "$from"/{containerd-shim-joey-v2,joeyctl,joey-vmm} "$root$prefix/bin/"
-install -m 644 "$from"/{vmlinux,agent.cpio} "$root$prefix/share/joey/"
+install -d "$prefix/bin" "$prefix/share/joey"
+install -m 755 "$from"/{containerd-shim-joey-v2,joeyctl,joey-vmm} "$prefix/bin/"
+install -m 644 "$from"/{vmlinux,agent.cpio} "$prefix/share/joey/"
 
 cat <<TEXT
-joey is in $root$prefix. Next:
+joey is in $prefix. Next:
   1. joeyctl doctor        says whether this node can run it
   2. add the handler to containerd's /etc/containerd/config.toml (version 3) and restart it:
        [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.joey]

@@ -53,9 +53,9 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            kernel: "/usr/lib/joey/vmlinux".into(),
-            agent: "/usr/lib/joey/agent.cpio".into(),
-            vmm: "/usr/lib/joey/joey-vmm".into(),
+            kernel: "/usr/local/share/joey/vmlinux".into(),
+            agent: "/usr/local/share/joey/agent.cpio".into(),
+            vmm: "/usr/local/bin/joey-vmm".into(),
             state_dir: "/run/joey".into(),
             data_dir: "/var/lib/joey".into(),
             memory_mib: 256,

@@ -1,0 +1,108 @@
+//! The test host for people and make: a shell in it, or commands with their
+//! output as it comes.
+
+mod terminal;
+
+use std::io::{IsTerminal, Write, stderr, stdin, stdout};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use integration::testbed::{Config, Event, TestHost};
+
+const USAGE: &str = "\
+usage: testhost [OPTION...] shell          a shell in a new test host
+       testhost [OPTION...] run COMMAND... a program with arguments, or one shell command
+       testhost [OPTION...] demo           the demo of the README
+options:
+  --bare            without joey and without containerd running
+  --virtual-clock   one processor, on which an instruction takes a nanosecond
+  --processors N    number of processors (default 2)
+  --memory MIB      memory (default 4096)";
+
+/// A day: people decide themselves when they have waited long enough.
+const LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+
+const DEMO: &str = include_str!("../../../scripts/demo.sh");
+
+#[derive(Debug, Default)]
+struct Options {
+    bare: bool,
+    virtual_clock: bool,
+    processors: Option<u32>,
+    memory_mib: Option<u32>,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let mut arguments = std::env::args().skip(1).peekable();
+    let mut options = Options::default();
+    while let Some(option) = arguments.next_if(|word| word.starts_with("--")) {
+        let mut number = || match arguments.next().map(|word| word.parse()) {
+            Some(Ok(number)) => Ok(Some(number)),
+            _ => bail!("{option} wants a number\n{USAGE}"),
+        };
+        match option.as_str() {
+            "--bare" => options.bare = true,
+            "--virtual-clock" => options.virtual_clock = true,
+            "--processors" => options.processors = number()?,
+            "--memory" => options.memory_mib = number()?,
+            _ => bail!("unknown option {option}\n{USAGE}"),
+        }
+    }
+    let verb = arguments.next().unwrap_or_default();
+    let words: Vec<String> = arguments.collect();
+    let code = match (verb.as_str(), words.as_slice()) {
+        ("shell", []) => shell(&boot(&options)?)?,
+        ("demo", []) => stream(boot(&options)?.command(["bash", "-s"]), DEMO.as_bytes())?,
+        ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty())?,
+        ("run", [_, ..]) => stream(boot(&options)?.command(words), std::io::empty())?,
+        _ => bail!("{USAGE}"),
+    };
+    // Exit codes of commands fit in a byte.
+    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+}
+
+fn boot(options: &Options) -> anyhow::Result<TestHost> {
+    let mut config = if options.bare {
+        Config::default()
+    } else {
+        Config::with_joey()?
+    };
+    config.virtual_clock = options.virtual_clock;
+    config.processors = options.processors.unwrap_or(config.processors);
+    config.memory_mib = options.memory_mib.unwrap_or(config.memory_mib);
+    let begin = Instant::now();
+    let host = TestHost::boot(&config)?;
+    if !options.bare {
+        host.start_containerd()?;
+    }
+    eprintln!(
+        "test host: ready after {:.1} s ({:?})",
+        begin.elapsed().as_secs_f64(),
+        config.acceleration
+    );
+    Ok(host)
+}
+
+fn stream(
+    command: integration::testbed::Command<'_>,
+    input: impl std::io::Read + Send,
+) -> anyhow::Result<i32> {
+    Ok(command.limit(LIMIT).stream(input, print)?)
+}
+
+fn print(event: Event) -> std::io::Result<()> {
+    match event {
+        Event::Stdout(bytes) => stdout().write_all(&bytes).and_then(|()| stdout().flush()),
+        Event::Stderr(bytes) => stderr().write_all(&bytes),
+        Event::Exit(_) => Ok(()),
+    }
+}
+
+fn shell(host: &TestHost) -> anyhow::Result<i32> {
+    if stdin().is_terminal() {
+        terminal::interact(host.command(["bash", "--login"]).directory("/root"))
+    } else {
+        stream(host.command(["bash"]).directory("/root"), stdin())
+    }
+}

@@ -1,0 +1,11 @@
+//! The test bed: boots a Debian virtual machine in which real KVM runs real
+//! microVMs, and runs commands in it.
+//!
+//! [`testbed`] is the side that tests use; [`channel`] is what it says to
+//! `testhost-init`, the test host's PID 1, over one TCP connection per command.
+
+pub mod channel;
+pub mod install;
+#[cfg(feature = "bench")]
+pub mod perf;
+pub mod testbed;

@@ -1,0 +1,11 @@
+//! Benches: what they measure ([`cri`], [`microvm`]), what they write
+//! ([`report`]) and how that is drawn ([`waterfall`]).
+//!
+//! They run inside the test host, under the virtual clock (one instruction, one
+//! nanosecond), so that the host's own `Instant` is the stopwatch.
+
+pub mod cri;
+pub mod memory;
+pub mod microvm;
+pub mod report;
+pub mod waterfall;

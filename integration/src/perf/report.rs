@@ -1,0 +1,160 @@
+//! `target/bench/sandbox_start.json`: medians of repeated runs, by case and stage.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// The whole report.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// `virtual_ms` under the virtual clock, else `wall_ms`.
+    pub unit: String,
+    /// Measured runs of each case; warm-ups are not counted.
+    pub runs: usize,
+    /// By name, as docs/architecture.md lists them.
+    pub cases: BTreeMap<String, Case>,
+    /// Memory of one sandbox.
+    #[serde(default)]
+    pub cost: Cost,
+}
+
+/// Private host memory of one sandbox, in bytes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Cost {
+    /// The VMM without its guest's memory.
+    pub vmm: u64,
+    /// The shim.
+    pub shim: u64,
+    /// What the guest has touched, beyond the files that all guests share.
+    pub guest_private: u64,
+}
+
+/// One case, in the report's unit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Case {
+    /// Median.
+    pub p50: f64,
+    /// Fastest run.
+    pub min: f64,
+    /// Slowest run.
+    pub max: f64,
+    /// Medians of what the run was made of, in order of time, where it is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<Stage>,
+}
+
+/// A stretch of a run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Stage {
+    /// What happened.
+    pub name: String,
+    /// Median begin, counted from the start of the run.
+    pub begin: f64,
+    /// Median end, likewise.
+    pub end: f64,
+}
+
+/// One measured run.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    /// All of it.
+    pub total: Duration,
+    /// Name, begin and end since the start of the run.
+    pub stages: Vec<(String, Duration, Duration)>,
+}
+
+impl Case {
+    /// Medians over `runs`; a stage counts where most runs have it.
+    ///
+    /// # Panics
+    /// When `runs` is empty.
+    pub fn of(runs: &[Run]) -> Case {
+        let totals: Vec<f64> = runs.iter().map(|run| milliseconds(run.total)).collect();
+        let mut names: Vec<&str> = Vec::new();
+        for (name, ..) in runs.iter().flat_map(|run| &run.stages) {
+            if !names.contains(&name.as_str()) {
+                names.push(name);
+            }
+        }
+        let mut stages = Vec::new();
+        for name in names {
+            let seen: Vec<_> = runs
+                .iter()
+                .filter_map(|run| run.stages.iter().find(|(other, ..)| other == name))
+                .collect();
+            if seen.len() * 2 > runs.len() {
+                stages.push(Stage {
+                    name: name.to_owned(),
+                    begin: median(
+                        seen.iter()
+                            .map(|(_, begin, _)| milliseconds(*begin))
+                            .collect(),
+                    ),
+                    end: median(seen.iter().map(|(_, _, end)| milliseconds(*end)).collect()),
+                });
+            }
+        }
+        Case {
+            p50: median(totals.clone()),
+            min: round(totals.iter().copied().fold(f64::INFINITY, f64::min)),
+            max: round(totals.iter().copied().fold(0.0, f64::max)),
+            stages,
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    assert!(!values.is_empty(), "a median needs a run");
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let value = if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        (values[middle - 1] + values[middle]) / 2.0
+    };
+    round(value)
+}
+
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(total: u64, stage: Option<(u64, u64)>) -> Run {
+        Run {
+            total: Duration::from_millis(total),
+            stages: stage
+                .map(|(begin, end)| {
+                    (
+                        "boot".to_owned(),
+                        Duration::from_millis(begin),
+                        Duration::from_millis(end),
+                    )
+                })
+                .into_iter()
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn takes_medians_of_totals_and_stages() {
+        let case = Case::of(&[run(30, Some((1, 5))), run(10, Some((3, 9))), run(20, None)]);
+        assert_eq!((case.p50, case.min, case.max), (20.0, 10.0, 30.0));
+        assert_eq!(case.stages.len(), 1);
+        assert_eq!((case.stages[0].begin, case.stages[0].end), (2.0, 7.0));
+    }
+
+    #[test]
+    fn leaves_out_a_stage_that_most_runs_lack() {
+        let case = Case::of(&[run(1, Some((0, 1))), run(1, None), run(1, None)]);
+        assert!(case.stages.is_empty());
+    }
+}

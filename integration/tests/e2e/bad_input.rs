@@ -1,0 +1,204 @@
+//! Bad input: one clear error through crictl each, and nothing left behind.
+//! These change the host itself, so they run one at a time, after the others.
+
+use integration::testbed::Acceleration;
+use libtest_mimic::Trial;
+use serde_json::json;
+
+use crate::cri::{BUSYBOX, Pod, fails, run, sh};
+use crate::leaks;
+use crate::trial;
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("bad_input::no_kvm", no_kvm),
+        trial(
+            "bad_input::kvm_that_cannot_run_stock_kernels",
+            kvm_that_cannot_run_stock_kernels,
+        ),
+        trial("bad_input::kernel_is_missing", kernel_is_missing),
+        trial(
+            "bad_input::kernel_is_of_another_machine",
+            kernel_is_of_another_machine,
+        ),
+        trial("bad_input::unknown_config_key", unknown_config_key),
+        trial("bad_input::corrupt_layer_blob", corrupt_layer_blob),
+        trial(
+            "bad_input::image_command_is_missing",
+            image_command_is_missing,
+        ),
+        trial(
+            "bad_input::host_network_is_refused",
+            host_network_is_refused,
+        ),
+        trial(
+            "bad_input::directory_volume_is_refused",
+            directory_volume_is_refused,
+        ),
+    ]
+}
+
+/// Runs `change`, expects `runp` to fail with all of `says`, runs `undo`, and
+/// finds the host as it was.
+fn runp_fails(change: &str, undo: &str, says: &[&str]) {
+    let before = leaks::snapshot();
+    sh(change);
+    let config = Pod::write_config(json!({}));
+    let output = run(&format!("timeout 60 crictl runp --runtime joey {config}"));
+    sh(undo);
+    let message = format!(
+        "{}{}",
+        crate::cri::text(&output.stdout),
+        crate::cri::text(&output.stderr)
+    );
+    assert!(output.status != 0, "runp succeeded: {message}");
+    for part in says {
+        assert!(message.contains(part), "no {part:?} in: {message}");
+    }
+    // A sandbox whose start failed may still be listed by containerd: crictl rmp
+    // is how an operator clears it.
+    sh("crictl pods -q --state NotReady | xargs -r crictl rmp -f");
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn no_kvm() {
+    runp_fails(
+        "mv /dev/kvm /dev/kvm.away",
+        "mv /dev/kvm.away /dev/kvm",
+        &["/dev/kvm", "joeyctl doctor"],
+    );
+    sh("mv /dev/kvm /dev/kvm.away");
+    let said = fails("joeyctl doctor");
+    sh("mv /dev/kvm.away /dev/kvm");
+    assert!(
+        said.contains("/dev/kvm") && said.contains("missing"),
+        "{said}"
+    );
+    // And with it back, the node is fine.
+    sh("joeyctl doctor");
+}
+
+/// The machine that runs the tests may have a /dev/kvm that runs no stock
+/// kernel: then doctor must say so there. In the test host KVM is real.
+fn kvm_that_cannot_run_stock_kernels() {
+    sh("joeyctl doctor");
+    let doctor = integration::install::binary("joeyctl");
+    let output = std::process::Command::new(doctor)
+        .arg("doctor")
+        .output()
+        .expect("joeyctl runs on the machine that runs the tests");
+    let said = crate::cri::text(&output.stdout);
+    if Acceleration::of_this_machine() == Acceleration::Kvm {
+        assert!(!said.contains("cannot run stock kernels"), "{said}");
+    } else if std::path::Path::new("/dev/kvm").exists() {
+        assert!(said.contains("cannot run stock kernels"), "{said}");
+        assert!(!output.status.success());
+    } else {
+        assert!(said.contains("missing"), "{said}");
+        assert!(!output.status.success());
+    }
+}
+
+fn kernel_is_missing() {
+    let kernel = "/usr/local/share/joey/vmlinux";
+    runp_fails(
+        &format!("mv {kernel} {kernel}.away"),
+        &format!("mv {kernel}.away {kernel}"),
+        &[kernel, "No such file"],
+    );
+}
+
+fn kernel_is_of_another_machine() {
+    let kernel = "/usr/local/share/joey/vmlinux";
+    // Byte 18 of an ELF header is the machine: 0xb7 is AArch64.
+    runp_fails(
+        &format!(
+            "cp {kernel} {kernel}.away && printf '\\xb7' | dd of={kernel} bs=1 seek=18 conv=notrunc status=none"
+        ),
+        &format!("mv {kernel}.away {kernel}"),
+        &["x86_64", "AArch64"],
+    );
+}
+
+fn unknown_config_key() {
+    runp_fails(
+        "mkdir -p /etc/joey && { [ ! -f /etc/joey/config.toml ] || cp /etc/joey/config.toml /tmp/config.away; }; echo 'memroy_mib = 64' > /etc/joey/config.toml",
+        "rm /etc/joey/config.toml; [ ! -f /tmp/config.away ] || mv /tmp/config.away /etc/joey/config.toml",
+        &["memroy_mib", "/etc/joey/config.toml", "memory_mib"],
+    );
+}
+
+fn corrupt_layer_blob() {
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        let _warm = pod.start(BUSYBOX, &["true"]);
+    }
+    // The superblock stands at byte 1024.
+    sh(
+        "for blob in /var/lib/joey/layers/*.erofs; do printf 'XXXXXXXX' | dd of=$blob bs=1 seek=1024 conv=notrunc status=none; done",
+    );
+    let pod = Pod::run();
+    let container = pod.create(BUSYBOX, json!({"command": ["sleep", "1000"]}));
+    let output = run(&format!("crictl start {}", container.id));
+    let said = crate::cri::text(&output.stderr);
+    if output.status == 0 {
+        // Rebuilt from the layer it came from: the container must be whole.
+        assert_eq!(container.sh("echo fine"), "fine");
+    } else {
+        assert!(
+            said.contains(".erofs") && said.contains("corrupt"),
+            "{said}"
+        );
+    }
+    drop(pod);
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn image_command_is_missing() {
+    let before = leaks::snapshot();
+    for (command, says, code) in [
+        ("nowhere", "executable file not found in $PATH", 127),
+        ("/etc/passwd", "permission denied", 126),
+    ] {
+        let _ = code;
+        let mut told = Vec::new();
+        for handler in ["joey", "runc"] {
+            let pod = Pod::with(handler, json!({}));
+            let container = pod.create(BUSYBOX, json!({"command": [command]}));
+            let said = fails(&format!("crictl start {}", container.id));
+            assert!(said.contains(says), "{handler}: {said}");
+            told.push(container.inspect()["status"]["exitCode"].clone());
+        }
+        assert_eq!(told[0], told[1], "exit code of {command} as with runc");
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn host_network_is_refused() {
+    let before = leaks::snapshot();
+    let config = Pod::write_config(
+        json!({"linux": {"security_context": {"namespace_options": {"network": 2}}}}),
+    );
+    let said = fails(&format!("crictl runp --runtime joey {config}"));
+    assert!(said.contains("host network"), "{said}");
+    sh("crictl pods -q --state NotReady | xargs -r crictl rmp -f");
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn directory_volume_is_refused() {
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        let container = pod.create(
+            BUSYBOX,
+            json!({"command": ["sleep", "1"], "mounts": [{"host_path": "/usr/share", "container_path": "/data"}]}),
+        );
+        let said = fails(&format!("crictl start {}", container.id));
+        assert!(
+            said.contains("/data") && said.contains("/usr/share"),
+            "{said}"
+        );
+    }
+    assert_eq!(leaks::snapshot(), before);
+}

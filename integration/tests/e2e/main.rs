@@ -1,0 +1,55 @@
+//! End to end: containerd, crictl and a registry in the test host drive pods
+//! through the `joey` handler. After all of them the leak checker looks for what
+//! they left; it must come last, hence the harness of our own.
+
+mod bad_input;
+mod cri;
+mod exec;
+mod leaks;
+mod network;
+mod pods;
+mod storage;
+mod streams;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    // The test host has two CPUs, emulated where KVM is missing.
+    arguments.test_threads.get_or_insert(2);
+    let trials = [
+        pods::trials(),
+        exec::trials(),
+        streams::trials(),
+        storage::trials(),
+        network::trials(),
+    ];
+    let before = (!arguments.list).then(|| {
+        cri::prepare();
+        leaks::snapshot()
+    });
+    let together = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
+    // These change the host under everybody's feet, so they run alone.
+    arguments.test_threads = Some(1);
+    let alone = libtest_mimic::run(&arguments, bad_input::trials());
+    let last = libtest_mimic::run(&arguments, leaks::trials(before));
+    if [together, alone, last]
+        .iter()
+        .any(libtest_mimic::Conclusion::has_failed)
+    {
+        std::process::exit(101);
+    }
+}
+
+/// A named test that fails by panicking.
+fn trial(name: &str, test: impl FnOnce() + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(test)).map_err(|panic| {
+            let message = panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Failed::from(message.unwrap_or_else(|| "panicked".to_owned()))
+        })
+    })
+}

@@ -1,0 +1,411 @@
+//! The tests.
+
+use std::fs;
+use std::future::Future;
+
+use containerd_shim_protos::api::{
+    CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteResponse, StateRequest, StatsRequest,
+    Status,
+};
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::ttrpc::{self, Code};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+
+use crate::Test;
+use crate::containerd::{
+    Node, PATIENCE, Shim, call, container_spec, read_all, sandbox_spec,
+};
+
+/// All of them.
+pub const TESTS: [Test; 10] = [
+    ("a_pod_lives_and_leaves_nothing", || run(lives())),
+    ("events_keep_containerds_order", || run(order())),
+    ("an_exec_reads_what_the_client_types", || run(exec())),
+    ("the_vms_death_ends_everything", || run(vm_death())),
+    ("a_killed_shim_is_cleaned_up_after", || run(shim_death())),
+    ("errors_reach_the_caller_and_leave_nothing", || run(errors())),
+    ("a_container_alone_has_a_vm_to_itself", || run(alone())),
+    ("a_terminated_shim_takes_its_pod_along", || run(terminated())),
+    ("what_does_not_exist_is_not_found", || run(not_found())),
+    ("layers_are_shared_and_given_back", || run(layers())),
+];
+
+fn run(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(async { tokio::time::timeout(PATIENCE * 2, test).await })
+        .expect("the test ends in time");
+}
+
+fn code(error: ttrpc::Error) -> (Code, String) {
+    match error {
+        ttrpc::Error::RpcStatus(status) => (status.code(), status.message),
+        other => panic!("{other}"),
+    }
+}
+
+async fn pod(node: &Node) -> (Shim, u32) {
+    let shim = node.start("s1", &sandbox_spec()).await;
+    let pid = shim.run_sandbox("s1").await;
+    (shim, pid)
+}
+
+async fn create(
+    node: &Node,
+    shim: &Shim,
+    id: &str,
+    spec: &serde_json::Value,
+    stdout: &str,
+) -> ttrpc::Result<u32> {
+    let bundle = node.bundle(id, spec);
+    shim.create(CreateTaskRequest {
+        id: id.into(),
+        bundle: bundle.to_str().unwrap().into(),
+        rootfs: node.rootfs(id),
+        stdout: stdout.into(),
+        ..Default::default()
+    })
+    .await
+}
+
+async fn lives() {
+    let node = Node::new("").await;
+    let (shim, vmm) = pod(&node).await;
+    assert_eq!(
+        fs::read_to_string("/sys/fs/cgroup/test/s1/cgroup.procs").unwrap().trim(),
+        vmm.to_string()
+    );
+    let connect = ConnectRequest {
+        id: "s1".into(),
+        ..Default::default()
+    };
+    assert_eq!(shim.task.connect(call(), &connect).await.unwrap().task_pid, vmm);
+    let stats = StatsRequest {
+        id: "s1".into(),
+        ..Default::default()
+    };
+    let stats = shim.task.stats(call(), &stats).await.unwrap().stats.unwrap();
+    assert_eq!(stats.type_url, "io.containerd.cgroups.v2.Metrics");
+    Metrics::parse_from_bytes(&stats.value).unwrap();
+
+    let (stdout, reader) = node.output("stdout");
+    let spec = container_spec(json!(["echo", "hello"]), Some(vmm));
+    let pid = create(&node, &shim, "c1", &spec, &stdout).await.unwrap();
+    assert_eq!(shim.start("c1", "").await.unwrap(), pid);
+    assert_eq!(shim.wait("c1", "").await, 0);
+    let deleted = shim.delete("c1", "").await.unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status), (pid, 0));
+    assert_eq!(read_all(reader).await, "hello");
+
+    shim.kill("s1", 9).await.unwrap();
+    assert_eq!(shim.wait("s1", "").await, 137);
+    assert_eq!(code(shim.kill("s1", 9).await.unwrap_err()).0, Code::NOT_FOUND);
+    let deleted = shim.delete("s1", "").await.unwrap();
+    assert_eq!((deleted.pid, deleted.exit_status), (vmm, 137));
+    shim.shutdown("s1").await;
+    assert_eq!(
+        node.events(),
+        [
+            "create", "start s1", "create", "start c1", "exit c1 0", "delete", "exit s1 137",
+            "delete"
+        ]
+    );
+    node.assert_clean("s1");
+    // containerd runs it after every end.
+    let output = node.shim("s1", "delete");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+async fn order() {
+    let node = Node::new("").await;
+    let (shim, vmm) = pod(&node).await;
+    // Its exit is reported before its start is answered.
+    let spec = container_spec(json!(["exit", "3"]), Some(vmm));
+    create(&node, &shim, "c1", &spec, "").await.unwrap();
+    shim.start("c1", "").await.unwrap();
+    assert_eq!(shim.wait("c1", "").await, 3);
+    // Its exec is reported dead after itself.
+    let spec = container_spec(json!(["sleep"]), Some(vmm));
+    create(&node, &shim, "c2", &spec, "").await.unwrap();
+    shim.start("c2", "").await.unwrap();
+    shim.exec("c2", "e1", json!(["sleep"]), "", "").await.unwrap();
+    shim.start("c2", "e1").await.unwrap();
+    let error = shim.delete("c2", "").await.unwrap_err();
+    assert_eq!(code(error).0, Code::FAILED_PRECONDITION);
+    shim.kill("c2", 15).await.unwrap();
+    assert_eq!(shim.wait("c2", "").await, 143);
+    shim.delete("c2", "e1").await.unwrap();
+    shim.delete("c2", "").await.unwrap();
+    shim.delete("c1", "").await.unwrap();
+    shim.kill("s1", 15).await.unwrap();
+    assert_eq!(shim.wait("s1", "").await, 0);
+    shim.delete("s1", "").await.unwrap();
+    shim.shutdown("s1").await;
+    assert_eq!(
+        node.events()[2..],
+        [
+            "create", "start c1", "exit c1 3", "create", "start c2", "exec-added", "exec-started",
+            "exit e1 137", "exit c2 143", "delete", "delete", "exit s1 0", "delete"
+        ]
+    );
+    node.assert_clean("s1");
+}
+
+async fn exec() {
+    let node = Node::new("").await;
+    let (shim, vmm) = pod(&node).await;
+    let spec = container_spec(json!(["sleep"]), Some(vmm));
+    create(&node, &shim, "c1", &spec, "").await.unwrap();
+    shim.start("c1", "").await.unwrap();
+
+    let stdin = node.fifo("stdin");
+    let (stdout, reader) = node.output("stdout");
+    shim.exec("c1", "e1", json!(["cat"]), &stdin, &stdout).await.unwrap();
+    let error = shim.exec("c1", "e1", json!(["cat"]), "", "").await.unwrap_err();
+    assert_eq!(code(error).0, Code::ALREADY_EXISTS);
+    shim.start("c1", "e1").await.unwrap();
+    let mut client = pipe::OpenOptions::new().open_sender(&stdin).unwrap();
+    client.write_all(b"typed").await.unwrap();
+    let close = CloseIORequest {
+        id: "c1".into(),
+        exec_id: "e1".into(),
+        stdin: true,
+        ..Default::default()
+    };
+    shim.task.close_io(call(), &close).await.unwrap();
+    drop(client);
+    assert_eq!(read_all(reader).await, "typed");
+    assert_eq!(shim.wait("c1", "e1").await, 0);
+    shim.delete("c1", "e1").await.unwrap();
+    let state = StateRequest {
+        id: "c1".into(),
+        ..Default::default()
+    };
+    let state = shim.task.state(call(), &state).await.unwrap();
+    assert_eq!(state.status.enum_value(), Ok(Status::RUNNING));
+    end(&node, shim).await;
+}
+
+async fn vm_death() {
+    let node = Node::new("").await;
+    let (shim, vmm) = pod(&node).await;
+    let spec = container_spec(json!(["sleep"]), Some(vmm));
+    create(&node, &shim, "c1", &spec, "").await.unwrap();
+    shim.start("c1", "").await.unwrap();
+    shim.exec("c1", "e1", json!(["sleep"]), "", "").await.unwrap();
+    shim.start("c1", "e1").await.unwrap();
+    kill(Pid::from_raw(vmm as i32), Signal::SIGKILL).unwrap();
+    let (exec, container, sandbox) = tokio::join!(
+        shim.wait("c1", "e1"),
+        shim.wait("c1", ""),
+        shim.wait("s1", "")
+    );
+    assert_eq!((exec, container, sandbox), (137, 137, 137));
+    // containerd goes on: it kills what is dead, asks, and deletes.
+    assert_eq!(code(shim.kill("c1", 9).await.unwrap_err()).0, Code::NOT_FOUND);
+    let spec = container_spec(json!(["sleep"]), Some(vmm));
+    let error = create(&node, &shim, "c2", &spec, "").await.unwrap_err();
+    assert_eq!(code(error).0, Code::FAILED_PRECONDITION);
+    shim.delete("c1", "").await.unwrap();
+    shim.delete("s1", "").await.unwrap();
+    shim.shutdown("s1").await;
+    assert_eq!(
+        node.events()[6..],
+        ["exit e1 137", "exit c1 137", "exit s1 137", "delete", "delete"]
+    );
+    node.assert_clean("s1");
+
+    // The same, in the middle of a request.
+    let (shim, vmm) = pod_again(&node).await;
+    let spec = container_spec(json!(["die"]), Some(vmm));
+    create(&node, &shim, "c3", &spec, "").await.unwrap();
+    shim.start("c3", "").await.unwrap_err();
+    assert_eq!(shim.wait("c3", "").await, 137);
+    end(&node, shim).await;
+}
+
+async fn pod_again(node: &Node) -> (Shim, u32) {
+    fs::remove_dir_all(node.bundle_dir("s1")).unwrap();
+    pod(node).await
+}
+
+async fn shim_death() {
+    let node = Node::new("").await;
+    let (shim, vmm) = pod(&node).await;
+    let connect = ConnectRequest {
+        id: "s1".into(),
+        ..Default::default()
+    };
+    let pid = shim.task.connect(call(), &connect).await.unwrap().shim_pid;
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    let output = node.shim("s1", "delete");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let response = DeleteResponse::parse_from_bytes(&output.stdout).unwrap();
+    assert_eq!((response.pid, response.exit_status), (vmm, 137));
+    node.assert_clean("s1");
+}
+
+async fn errors() {
+    for (extra, part) in [
+        ("[no_such_table]", "no_such_table"),
+        ("uid_base = 0", "uid_base"),
+    ] {
+        let text = refused(extra, &sandbox_spec()).await;
+        assert!(text.contains(part) && text.contains("config.toml"), "{text}");
+    }
+    let mut spec = sandbox_spec();
+    spec["hostname"] = json!("refused");
+    let text = refused("", &spec).await;
+    assert!(text.contains("hostname refused"), "{text}");
+    let mut spec = sandbox_spec();
+    spec["linux"]["namespaces"] = json!([{"type": "pid"}]);
+    assert!(refused("", &spec).await.contains("hostNetwork"));
+    let mut spec = sandbox_spec();
+    spec["linux"]["namespaces"][4]["path"] = json!("/run/netns/none");
+    assert!(refused("", &spec).await.contains("/run/netns/none"));
+
+    for file in ["kernel", "vmm", "agent"] {
+        let node = Node::new("").await;
+        node.reconfigure(file, "/no/such/file");
+        let text = refused_by(&node, &sandbox_spec()).await;
+        assert!(text.contains("/no/such/file"), "{text}");
+        node.reconfigure(file, "/etc/passwd");
+        fs::remove_dir_all(node.bundle_dir("s1")).unwrap();
+        let text = refused_by(&node, &sandbox_spec()).await;
+        assert!(text.contains("/etc/passwd is not"), "{text}");
+    }
+
+    // A container that fails leaves its pod whole.
+    let node = Node::new("").await;
+    let (shim, vmm) = pod(&node).await;
+    let spec = container_spec(json!(["no-such-command"]), Some(vmm));
+    let (code, text) = code(create(&node, &shim, "c1", &spec, "").await.unwrap_err());
+    assert_eq!(code, Code::NOT_FOUND);
+    assert!(text.contains("no-such-command"), "{text}");
+    end(&node, shim).await;
+}
+
+/// The text of the error that containerd gets for this sandbox.
+async fn refused(extra: &str, spec: &serde_json::Value) -> String {
+    refused_by(&Node::new(extra).await, spec).await
+}
+
+async fn refused_by(node: &Node, spec: &serde_json::Value) -> String {
+    let shim = node.start("s1", spec).await;
+    let request = CreateTaskRequest {
+        id: "s1".into(),
+        bundle: shim.bundle.to_str().unwrap().into(),
+        ..Default::default()
+    };
+    let text = code(shim.create(request).await.unwrap_err()).1;
+    // What containerd does then.
+    let error = shim.delete("s1", "").await.unwrap_err();
+    assert_eq!(code(error).0, Code::NOT_FOUND);
+    shim.shutdown("s1").await;
+    node.assert_clean("s1");
+    text
+}
+
+async fn alone() {
+    let node = Node::new("").await;
+    let spec = container_spec(json!(["echo", "alone"]), None);
+    let shim = node.start("c1", &spec).await;
+    let (stdout, reader) = node.output("stdout");
+    let pid = shim
+        .create(CreateTaskRequest {
+            id: "c1".into(),
+            bundle: shim.bundle.to_str().unwrap().into(),
+            rootfs: node.rootfs("c1"),
+            stdout,
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    assert_eq!(shim.start("c1", "").await.unwrap(), pid);
+    assert_eq!(shim.wait("c1", "").await, 0);
+    assert_eq!(read_all(reader).await, "alone");
+    assert_eq!(shim.delete("c1", "").await.unwrap().exit_status, 0);
+    shim.shutdown("c1").await;
+    assert_eq!(node.events(), ["create", "start c1", "exit c1 0", "delete"]);
+    node.assert_clean("c1");
+}
+
+async fn terminated() {
+    let node = Node::new("").await;
+    let (shim, _) = pod(&node).await;
+    let connect = ConnectRequest {
+        id: "s1".into(),
+        ..Default::default()
+    };
+    let pid = shim.task.connect(call(), &connect).await.unwrap().shim_pid;
+    kill(Pid::from_raw(pid as i32), Signal::SIGTERM).unwrap();
+    // Asks for what happens anyway, and waits for it.
+    shim.shutdown("s1").await;
+    assert_eq!(node.events().last().unwrap(), "exit s1 137");
+    node.assert_clean("s1");
+}
+
+async fn not_found() {
+    let node = Node::new("").await;
+    let (shim, _) = pod(&node).await;
+    for (id, exec) in [("c9", ""), ("s1", "e9"), ("c9", "e9")] {
+        let error = shim.delete(id, exec).await.unwrap_err();
+        assert_eq!(code(error).0, Code::NOT_FOUND, "{id} {exec}");
+        let error = shim.start(id, exec).await.unwrap_err();
+        assert_eq!(code(error).0, Code::NOT_FOUND, "{id} {exec}");
+    }
+    // A second shim is not started for a pod that has one, nor for a container
+    // whose pod is gone.
+    let spec = container_spec(json!(["sleep"]), Some(1));
+    node.bundle("c1", &spec);
+    let output = node.shim("c1", "start");
+    assert!(String::from_utf8_lossy(&output.stdout).contains(&shim.address));
+    end(&node, shim).await;
+    let output = node.shim("c1", "start");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("sandbox s1 is not running"), "{text}");
+}
+
+async fn layers() {
+    let node = Node::new("").await;
+    let (shim, vmm) = pod(&node).await;
+    for id in ["c1", "c2"] {
+        let spec = container_spec(json!(["exit", "0"]), Some(vmm));
+        create(&node, &shim, id, &spec, "").await.unwrap();
+        shim.start(id, "").await.unwrap();
+        shim.wait(id, "").await;
+    }
+    assert_eq!(node.blobs(), 1);
+    for id in ["c1", "c2"] {
+        shim.delete(id, "").await.unwrap();
+    }
+    // A blob that rots is made anew, without a word to the user.
+    node.damage_blobs();
+    let spec = container_spec(json!(["exit", "0"]), Some(vmm));
+    create(&node, &shim, "c3", &spec, "").await.unwrap();
+    assert_eq!(node.blobs(), 1);
+    // A container that never started can be removed.
+    shim.delete("c3", "").await.unwrap();
+    end(&node, shim).await;
+}
+
+/// Stops the pod, deletes what is left and ends the shim.
+async fn end(node: &Node, shim: Shim) {
+    // It may have died.
+    let _ = shim.kill("s1", 9).await;
+    assert_eq!(shim.wait("s1", "").await, 137);
+    for id in ["c1", "c2", "c3"] {
+        let _ = shim.delete(id, "").await;
+    }
+    shim.delete("s1", "").await.unwrap();
+    shim.shutdown("s1").await;
+    node.assert_clean("s1");
+}
