@@ -67,8 +67,9 @@ pub fn finish() -> Result<(), BootError> {
     for directory in [BASE, "/tmp"] {
         fs::create_dir_all(directory).map_err(failed(format!("make {directory}")))?;
     }
-    // Without it the kernel drops log lines when many come at once.
-    write("/proc/sys/kernel/printk_devkmsg", "on")?;
+    // Without it the kernel drops log lines when many come at once. It refuses when the
+    // kernel's command line has decided already.
+    let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on\n");
     enable_controllers()?;
     set_limits()?;
     umask(Mode::WGRP | Mode::WOTH);

@@ -244,13 +244,12 @@ impl Driver {
                     .delete(force)
                     .map(|()| Value::Null),
             ),
-            Step::Children => std::fs::read_to_string(format!(
-                "/proc/self/task/{}/children",
-                std::process::id()
-            ))?
-            .split_whitespace()
-            .count()
-            .into(),
+            Step::Children => {
+                std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id()))?
+                    .split_whitespace()
+                    .count()
+                    .into()
+            }
         })
     }
 }
@@ -268,9 +267,9 @@ fn main() -> Result<()> {
     let outcomes: Vec<Value> = steps
         .into_iter()
         .map(|step| {
-            driver
-                .take(step)
-                .unwrap_or_else(|failed| json!({ "error": format!("{failed:#}"), "kind": "driver" }))
+            driver.take(step).unwrap_or_else(
+                |failed| json!({ "error": format!("{failed:#}"), "kind": "driver" }),
+            )
         })
         .collect();
     println!("{}", Value::from(outcomes));

@@ -125,6 +125,9 @@ mod tests {
 
     #[test]
     fn nothing_asked_is_nothing_given() {
-        assert_eq!(CapabilitySets::new(None).unwrap(), CapabilitySets::default());
+        assert_eq!(
+            CapabilitySets::new(None).unwrap(),
+            CapabilitySets::default()
+        );
     }
 }

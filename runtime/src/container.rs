@@ -178,7 +178,11 @@ impl Container {
 
     /// Where it is in its life.
     pub fn status(&self) -> Status {
-        if !self.first.as_ref().is_some_and(|first| is_alive(first.as_fd())) {
+        if !self
+            .first
+            .as_ref()
+            .is_some_and(|first| is_alive(first.as_fd()))
+        {
             Status::Stopped
         } else if self.dir.waits_for_start() {
             Status::Created
@@ -260,7 +264,12 @@ impl Container {
             user: false,
             cgroup: &cgroup,
         };
-        let namespaces = self.saved.spec.linux().iter().filter_map(|linux| linux.namespaces().as_ref());
+        let namespaces = self
+            .saved
+            .spec
+            .linux()
+            .iter()
+            .filter_map(|linux| linux.namespaces().as_ref());
         for namespace in namespaces.flatten() {
             match NamespaceKind::from(namespace.typ()) {
                 NamespaceKind::Pid => place.pid = true,
@@ -348,7 +357,11 @@ impl Container {
         let plan = ResourcePlan::new(Some(resources))?;
         let cgroup = self.cgroup()?;
         cgroup.apply(&plan.settings)?;
-        if resources.devices().as_ref().is_some_and(|rules| !rules.is_empty()) {
+        if resources
+            .devices()
+            .as_ref()
+            .is_some_and(|rules| !rules.is_empty())
+        {
             cgroup.set_device_rules(&plan.devices)?;
         }
         Ok(())
@@ -438,7 +451,9 @@ impl Saved {
             .set_version(self.spec.version().clone())
             .set_id(self.id.clone())
             .set_status(status)
-            .set_pid((self.pid != 0 && status != ContainerState::Stopped).then_some(self.pid as i32))
+            .set_pid(
+                (self.pid != 0 && status != ContainerState::Stopped).then_some(self.pid as i32),
+            )
             .set_bundle(self.bundle.clone())
             .set_annotations(self.spec.annotations().clone());
         state

@@ -34,7 +34,10 @@ fn copy_entry(
     match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => {
             mkdirat(to, name, private)?;
-            copy_contents(open_directory(from, name)?.as_fd(), open_directory(to, name)?.as_fd())
+            copy_contents(
+                open_directory(from, name)?.as_fd(),
+                open_directory(to, name)?.as_fd(),
+            )
         }
         FileType::Symlink => {
             let target = readlinkat(from, name, Vec::new())?;
@@ -50,7 +53,13 @@ fn copy_entry(
             take_owner(target.as_fd(), stat)
         }
         kind => {
-            mknodat(to, name, kind, Mode::from_raw_mode(stat.st_mode & 0o7777), stat.st_rdev)?;
+            mknodat(
+                to,
+                name,
+                kind,
+                Mode::from_raw_mode(stat.st_mode & 0o7777),
+                stat.st_rdev,
+            )?;
             chown(to, name, stat)
         }
     }

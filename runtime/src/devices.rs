@@ -158,7 +158,9 @@ fn open_null() -> io::Result<OwnedFd> {
     if stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == makedev(1, 3) {
         Ok(null)
     } else {
-        Err(io::Error::other("/dev/null of the host is not the null device"))
+        Err(io::Error::other(
+            "/dev/null of the host is not the null device",
+        ))
     }
 }
 
@@ -225,9 +227,7 @@ pub(crate) fn protect(plan: &Plan, root: &Root) -> Step<()> {
 fn open_present(root: &Root, path: &Path) -> io::Result<Option<OwnedFd>> {
     match root.open(path) {
         Ok(fd) => Ok(Some(fd)),
-        Err(error)
-            if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) =>
-        {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => {
             Ok(None)
         }
         Err(error) => Err(error),

@@ -213,7 +213,10 @@ fn file_system(plan: &Plan, root: &Root, mount: &MountPlan) -> Step<()> {
     let mut options = options.clone();
     if kind == "tmpfs" && !options.iter().any(|(name, _)| name == "mode") {
         // The directory keeps the permissions that the image gives it.
-        if let Ok(mode) = root.open(destination).and_then(|fd| Ok(fstat(&fd)?.st_mode)) {
+        if let Ok(mode) = root
+            .open(destination)
+            .and_then(|fd| Ok(fstat(&fd)?.st_mode))
+        {
             options.push(("mode".to_owned(), Some(format!("{:o}", mode & 0o7777))));
         }
     }
@@ -236,12 +239,12 @@ fn file_system(plan: &Plan, root: &Root, mount: &MountPlan) -> Step<()> {
     let tree = match made {
         // The kernel shows these only to the user namespace that owns what they show; the
         // host's, which it has mounted, may be shown again.
-        Err(error)
-            if fatal && error.refused && plan.namespaces.has_user() =>
-        {
-            clone_tree(CWD, Path::new(if kind == "proc" { "/proc" } else { "/sys" }), true)
-                .stage(stage)?
-        }
+        Err(error) if fatal && error.refused && plan.namespaces.has_user() => clone_tree(
+            CWD,
+            Path::new(if kind == "proc" { "/proc" } else { "/sys" }),
+            true,
+        )
+        .stage(stage)?,
         other => other.stage(stage)?,
     };
     if *copy_up {

@@ -19,13 +19,14 @@ impl Joined {
     pub(crate) fn open(plan: &NamespacePlan) -> Result<Self, PlanError> {
         let mut joined = Vec::new();
         for (kind, path) in &plan.join {
-            let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|error| {
+            let file = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(
+                |error| {
                     PlanError::new(
                         "linux.namespaces",
                         format!("{kind} namespace {}: {error}", path.display()),
                     )
-                })?;
+                },
+            )?;
             joined.push((*kind, file));
         }
         Ok(Self(joined))

@@ -42,9 +42,7 @@ impl PlanError {
 impl From<CgroupError> for PlanError {
     fn from(error: CgroupError) -> Self {
         match error {
-            CgroupError::Invalid { field, problem } => {
-                Self::new(format!("linux.{field}"), problem)
-            }
+            CgroupError::Invalid { field, problem } => Self::new(format!("linux.{field}"), problem),
             other => Self::new("linux.resources", other.to_string()),
         }
     }
@@ -82,7 +80,10 @@ impl ResourcePlan {
     pub(crate) fn new(resources: Option<&LinuxResources>) -> Result<Self, CgroupError> {
         let rules = resources.and_then(|resources| resources.devices().as_deref());
         Ok(Self {
-            settings: resources.map(cgroup::settings).transpose()?.unwrap_or_default(),
+            settings: resources
+                .map(cgroup::settings)
+                .transpose()?
+                .unwrap_or_default(),
             devices: cgroup::devices::rules(rules.unwrap_or_default())?,
         })
     }
@@ -165,7 +166,10 @@ impl Plan {
                 .unwrap_or(false),
             root_propagation: root_propagation(linux)?,
             mounts: MountPlan::all(spec, bundle, &namespaces)?,
-            mount_label: linux.mount_label().clone().filter(|label| !label.is_empty()),
+            mount_label: linux
+                .mount_label()
+                .clone()
+                .filter(|label| !label.is_empty()),
             devices: devices(linux)?,
             masked_paths: absolute_paths("linux.maskedPaths", linux.masked_paths())?,
             readonly_paths: absolute_paths("linux.readonlyPaths", linux.readonly_paths())?,
@@ -293,20 +297,30 @@ fn device(device: &LinuxDevice) -> Result<DevicePlan, PlanError> {
         LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
         LinuxDeviceType::P => libc::S_IFIFO,
         LinuxDeviceType::A => {
-            return Err(PlanError::new(field, "type a is for rules; use b, c, u or p"));
+            return Err(PlanError::new(
+                field,
+                "type a is for rules; use b, c, u or p",
+            ));
         }
     };
     let number = |name: &str, number: i64| {
-        u32::try_from(number).map_err(|_| {
-            PlanError::new(&field, format!("{name} {number} is not a device number"))
-        })
+        u32::try_from(number)
+            .map_err(|_| PlanError::new(&field, format!("{name} {number} is not a device number")))
     };
     let fifo = kind == libc::S_IFIFO;
     Ok(DevicePlan {
         path: device.path().clone(),
         kind,
-        major: if fifo { 0 } else { number("major", device.major())? },
-        minor: if fifo { 0 } else { number("minor", device.minor())? },
+        major: if fifo {
+            0
+        } else {
+            number("major", device.major())?
+        },
+        minor: if fifo {
+            0
+        } else {
+            number("minor", device.minor())?
+        },
         mode: device.file_mode().unwrap_or(0o666) & 0o7777,
         uid: device.uid().unwrap_or(0),
         gid: device.gid().unwrap_or(0),
@@ -351,7 +365,10 @@ fn sysctls(
             ));
         }
         let path = PathBuf::from(path);
-        if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+        if !path
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)))
+        {
             return Err(PlanError::new(
                 format!("linux.sysctl[{name}]"),
                 "must not contain \"..\"",

@@ -106,7 +106,11 @@ impl Root {
     /// Opens the directory `path`, making what is missing of it. A symbolic link that leads to
     /// nothing (`/var/run -> /run` in an image without `/run`) gets its target made.
     pub(crate) fn make_directory(&self, path: &Path) -> io::Result<OwnedFd> {
-        match self.open_with(path, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty()) {
+        match self.open_with(
+            path,
+            OFlags::PATH | OFlags::DIRECTORY,
+            ResolveFlags::empty(),
+        ) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => return other,
         }
@@ -115,7 +119,11 @@ impl Root {
         let mut links = 0;
         while let Some(part) = left.pop_front() {
             let next = done.join(&part);
-            match self.open_with(&next, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty()) {
+            match self.open_with(
+                &next,
+                OFlags::PATH | OFlags::DIRECTORY,
+                ResolveFlags::empty(),
+            ) {
                 Ok(_) => {
                     done = next;
                     continue;
@@ -132,9 +140,8 @@ impl Root {
                         return Err(Errno::LOOP.into());
                     }
                     let target = readlinkat(&parent, part.as_os_str(), Vec::new())?;
-                    let target = PathBuf::from(OsString::from(
-                        target.to_string_lossy().into_owned(),
-                    ));
+                    let target =
+                        PathBuf::from(OsString::from(target.to_string_lossy().into_owned()));
                     if target.is_absolute() {
                         done.clear();
                     }
@@ -145,7 +152,11 @@ impl Root {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.open_with(&done, OFlags::PATH | OFlags::DIRECTORY, ResolveFlags::empty())
+        self.open_with(
+            &done,
+            OFlags::PATH | OFlags::DIRECTORY,
+            ResolveFlags::empty(),
+        )
     }
 
     /// Opens the directory that `path` lies in, making it if need be, and gives the last name.
@@ -183,8 +194,11 @@ impl Root {
                 // The old root is now mounted on top of the new one.
                 fchdir(&old).stage(|| "return to the old root")?;
                 // What goes away here must not go away on the host too.
-                mount_change(".", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
-                    .stage(|| "separate the old root")?;
+                mount_change(
+                    ".",
+                    MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+                )
+                .stage(|| "separate the old root")?;
                 unmount(".", UnmountFlags::DETACH).stage(|| "let go of the old root")?;
             }
             // The first root of a system, which an initramfs is, has no parent and cannot be
@@ -202,8 +216,8 @@ impl Root {
     /// root is let go, or the container would keep it busy and hold it where its own privileged
     /// processes could find it.
     fn cover(&self, old: &OwnedFd) -> Step<()> {
-        let table = std::fs::read_to_string("/proc/self/mountinfo")
-            .stage(|| "read the table of mounts")?;
+        let table =
+            std::fs::read_to_string("/proc/self/mountinfo").stage(|| "read the table of mounts")?;
         attach(self.fd.as_fd(), old.as_fd()).stage(|| "move the new root over the first one")?;
         fchdir(old).stage(|| "return to the old root")?;
         for point in points_on_first_root(&table) {

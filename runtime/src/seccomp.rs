@@ -6,7 +6,9 @@ use std::io::{Read, Seek};
 use std::rc::Rc;
 
 use libseccomp::error::SeccompError;
-use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
+use libseccomp::{
+    ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall,
+};
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
     LinuxSeccompOperator, LinuxSyscall,
@@ -295,7 +297,12 @@ mod tests {
 
     fn profile(default: LinuxSeccompAction, names: &[&str]) -> LinuxSeccomp {
         let rule = LinuxSyscallBuilder::default()
-            .names(names.iter().map(|name| name.to_string()).collect::<Vec<_>>())
+            .names(
+                names
+                    .iter()
+                    .map(|name| name.to_string())
+                    .collect::<Vec<_>>(),
+            )
             .action(LinuxSeccompAction::ScmpActAllow)
             .build()
             .unwrap();

@@ -110,7 +110,10 @@ impl StateDir {
         builder.mode(0o700);
         let path = root.join(id);
         let mut made = builder.create(&path);
-        if made.as_ref().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+        if made
+            .as_ref()
+            .is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        {
             builder
                 .recursive(true)
                 .create(root)

@@ -46,14 +46,16 @@ fn it_shares_the_namespaces_and_the_cgroup() {
 fn exit_codes_and_signals_are_seen() {
     let bundle = Bundle::new("exec sleep 1000");
     assert_eq!(exec(&bundle, process("exit 5"))["code"], 5);
-    assert_eq!(exec(&bundle, process("kill -TERM $$; sleep 1000"))["signal"], 15);
+    assert_eq!(
+        exec(&bundle, process("kill -TERM $$; sleep 1000"))["signal"],
+        15
+    );
 }
 
 #[test]
 fn it_has_its_own_user_and_the_container_s_rights_and_limits() {
     let mut bundle = Bundle::new("exec sleep 1000");
-    bundle.spec["process"]["rlimits"] =
-        json!([{"type": "RLIMIT_NOFILE", "soft": 50, "hard": 60}]);
+    bundle.spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 50, "hard": 60}]);
     let mut added = process("cat /proc/self/status; cat /proc/self/limits; pwd");
     added["user"] = json!({"uid": 1000, "gid": 1000, "additionalGids": [9]});
     added["cwd"] = json!("/tmp");
@@ -76,7 +78,10 @@ fn the_seccomp_profile_holds_for_it_too() {
         "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],
     });
     let outcome = exec(&bundle, process("mkdir /tmp/a"));
-    assert_eq!(outcome["output"], "mkdir: can't create directory '/tmp/a': Operation not permitted\n");
+    assert_eq!(
+        outcome["output"],
+        "mkdir: can't create directory '/tmp/a': Operation not permitted\n"
+    );
 }
 
 #[test]
@@ -91,12 +96,18 @@ fn a_missing_command_is_told() {
         "exec: \"nonsense\": executable file not found in $PATH"
     );
     added["args"] = json!(["/etc/passwd"]);
-    assert_eq!(exec(&bundle, added.clone())["kind"], "command not executable");
+    assert_eq!(
+        exec(&bundle, added.clone())["kind"],
+        "command not executable"
+    );
     added["args"] = json!(["/bin/true"]);
     added["cwd"] = json!("/no/such");
     let outcome = exec(&bundle, added);
     assert!(
-        outcome["error"].as_str().unwrap().starts_with("change to the directory /no/such: "),
+        outcome["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("change to the directory /no/such: "),
         "{outcome}"
     );
 }
@@ -106,14 +117,21 @@ fn a_container_that_is_not_running_takes_none() {
     let bundle = Bundle::new("true");
     let outcomes = bundle.take(json!(["create", "start", "wait",
         {"exec": {"process": process("true")}}, {"delete": {"force": false}}]));
-    assert!(outcomes[3]["error"].as_str().unwrap().contains("is stopped"));
+    assert!(
+        outcomes[3]["error"]
+            .as_str()
+            .unwrap()
+            .contains("is stopped")
+    );
 }
 
 #[test]
 fn a_created_container_takes_one() {
     let bundle = Bundle::new("true");
-    let outcomes = bundle.take(json!(["create", {"exec": {"process": process("echo early")}},
-        "start", "wait", {"delete": {"force": false}}]));
+    let outcomes = bundle.take(
+        json!(["create", {"exec": {"process": process("echo early")}},
+        "start", "wait", {"delete": {"force": false}}]),
+    );
     assert_eq!(outcomes[1]["output"], "early\n");
     assert_eq!(outcomes[3]["code"], 0);
 }
@@ -125,7 +143,8 @@ fn it_goes_where_a_container_that_manages_cgroups_has_gone() {
          exec sleep 1000",
     );
     bundle.spec["mounts"][6]["options"] = json!(["rw"]);
-    let ready = process("until [ -e /sys/fs/cgroup/leaf ] && grep -q leaf /proc/1/cgroup; do :; done");
+    let ready =
+        process("until [ -e /sys/fs/cgroup/leaf ] && grep -q leaf /proc/1/cgroup; do :; done");
     let outcomes = bundle.take(json!(["create", "start", {"exec": {"process": ready}},
         {"exec": {"process": process("cat /proc/self/cgroup")}}, "pids",
         {"delete": {"force": true}}, "wait"]));
@@ -141,6 +160,9 @@ fn it_can_have_a_terminal_of_the_container() {
         {"exec": {"process": process("tty; stty size; read x; echo got $x"), "terminal": "word\n"}},
         {"delete": {"force": true}}, "wait"]));
     let text = outcomes[2]["output"].as_str().unwrap();
-    assert!(text.contains("/dev/pts/0") && text.contains("25 80"), "{text}");
+    assert!(
+        text.contains("/dev/pts/0") && text.contains("25 80"),
+        "{text}"
+    );
     assert!(text.contains("got word"), "{text}");
 }

@@ -81,7 +81,12 @@ fn a_running_container_is_deleted_by_force_alone() {
         "wait"
     ]));
     assert_eq!(outcomes[2], "running");
-    assert!(outcomes[3]["error"].as_str().unwrap().contains("is running"));
+    assert!(
+        outcomes[3]["error"]
+            .as_str()
+            .unwrap()
+            .contains("is running")
+    );
     assert_eq!(outcomes[4], Value::Null);
     assert_eq!(outcomes[5]["signal"], 9);
 }
@@ -108,7 +113,12 @@ fn signals_reach_the_first_process_or_all() {
     let outcomes = bundle.take(json!(["create", "start", ready, {"kill": 15}, "wait",
         {"kill": 15}, {"delete": {"force": false}}]));
     assert_eq!(outcomes[4]["code"], 3);
-    assert!(outcomes[5]["error"].as_str().unwrap().contains("is not running"));
+    assert!(
+        outcomes[5]["error"]
+            .as_str()
+            .unwrap()
+            .contains("is not running")
+    );
 
     let bundle = Bundle::new("sleep 1000 & sleep 1000");
     let outcomes = bundle.take(json!(["create", "start", {"kill_all": 9}, "wait",
@@ -142,8 +152,10 @@ fn a_paused_container_can_be_deleted() {
 #[test]
 fn processes_are_listed() {
     let bundle = Bundle::new("exec sleep 1000");
-    let outcomes = bundle.take(json!(["create", "start", "pids", {"delete": {"force": true}},
-        "pids"]));
+    let outcomes = bundle.take(
+        json!(["create", "start", "pids", {"delete": {"force": true}},
+        "pids"]),
+    );
     assert_eq!(outcomes[2], json!([outcomes[0]["pid"]]));
     assert_eq!(outcomes[4], json!([]));
 }
@@ -201,7 +213,10 @@ fn a_command_that_the_kernel_refuses_is_told_at_start() {
     let outcomes = bundle.take(json!(["create", "start", "wait", "status",
         {"delete": {"force": false}}]));
     assert_eq!(outcomes[1]["kind"], "command not executable");
-    assert_eq!(outcomes[1]["error"], "exec /usr/local/bin/garbage: exec format error".replace("/usr/local", ""));
+    assert_eq!(
+        outcomes[1]["error"],
+        "exec /usr/local/bin/garbage: exec format error".replace("/usr/local", "")
+    );
     assert_eq!(outcomes[2]["code"], 126);
     assert_eq!(outcomes[3], "stopped");
 }
@@ -219,21 +234,30 @@ fn failures_name_their_step_and_leave_nothing() {
             json!({"destination": "/x", "type": "nofs", "source": "nofs"}),
         );
     });
-    assert_eq!(error, "mount nofs on /x: this kernel has no file system nofs");
+    assert_eq!(
+        error,
+        "mount nofs on /x: this kernel has no file system nofs"
+    );
     let error = broken(&|bundle| {
         bundle.push(
             "/mounts",
             json!({"destination": "/x", "type": "tmpfs", "options": ["size=much"]}),
         );
     });
-    assert!(error.starts_with("mount tmpfs on /x: option size"), "{error}");
+    assert!(
+        error.starts_with("mount tmpfs on /x: option size"),
+        "{error}"
+    );
     let error = broken(&|bundle| {
         bundle.push(
             "/mounts",
             json!({"destination": "/x", "type": "bind", "source": "/no/such", "options": ["bind"]}),
         );
     });
-    assert!(error.starts_with("bind /no/such to /x: No such file"), "{error}");
+    assert!(
+        error.starts_with("bind /no/such to /x: No such file"),
+        "{error}"
+    );
     let error = broken(&|bundle| bundle.spec["process"]["cwd"] = json!("/etc/passwd"));
     assert!(error.contains("/etc/passwd"), "{error}");
     let error = broken(&|bundle| {
@@ -243,7 +267,10 @@ fn failures_name_their_step_and_leave_nothing() {
     let error = broken(&|bundle| {
         bundle.spec["linux"]["resources"]["unified"] = json!({"nonsense.max": "1"});
     });
-    assert!(error.contains("the nonsense controller is not available"), "{error}");
+    assert!(
+        error.contains("the nonsense controller is not available"),
+        "{error}"
+    );
 }
 
 #[test]

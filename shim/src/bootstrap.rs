@@ -234,7 +234,10 @@ mod tests {
         check(&flags).unwrap();
         assert_eq!((flags.action.as_str(), flags.debug), ("start", true));
         let address = address(&flags, "abc");
-        assert!(address.starts_with("unix:///run/containerd/s/"), "{address}");
+        assert!(
+            address.starts_with("unix:///run/containerd/s/"),
+            "{address}"
+        );
         assert_eq!(address.len(), "unix:///run/containerd/s/".len() + 64);
     }
 

@@ -259,7 +259,10 @@ mod tests {
     #[test]
     fn a_value_of_the_wrong_type_names_its_line() {
         let error = Config::parse("console = 1", "c").unwrap_err();
-        assert!(matches!(error, ConfigError::Parse { line: 1, .. }), "{error}");
+        assert!(
+            matches!(error, ConfigError::Parse { line: 1, .. }),
+            "{error}"
+        );
     }
 
     #[test]

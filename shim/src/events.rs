@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use containerd_shim::event::Event;
 use containerd_shim_protos::api::ForwardRequest;
-use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc::{self, context};

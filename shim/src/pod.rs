@@ -85,8 +85,8 @@ impl Size {
                 .filter(|limit| *limit > 0)
         };
         let limit_mib = positive(memory).map_or(0, |bytes| bytes.div_ceil(1 << 20));
-        let memory_mib = (u64::from(config.memory_mib) + limit_mib)
-            .min(u64::from(config.max_memory_mib)) as u32;
+        let memory_mib =
+            (u64::from(config.memory_mib) + limit_mib).min(u64::from(config.max_memory_mib)) as u32;
         let vcpus = positive(quota).map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period));
         Self {
             memory_mib,
@@ -260,7 +260,10 @@ mod tests {
                 CONTAINER_TYPE: "sandbox", MEMORY: memory, CPU_QUOTA: quota, CPU_PERIOD: period,
             })
         };
-        assert_eq!(size(sandbox("536870912", "150000", "100000")), (256 + 512, 2));
+        assert_eq!(
+            size(sandbox("536870912", "150000", "100000")),
+            (256 + 512, 2)
+        );
         assert_eq!(size(sandbox("1", "1", "100000")), (257, 1));
         assert_eq!(size(sandbox("0", "0", "0")), (256, 1));
         assert_eq!(size(sandbox("-1", "-1", "100000")), (256, 1));
@@ -323,10 +326,7 @@ mod tests {
         assert_eq!(request.interfaces[0].mac, [2, 0, 0, 0, 0, 1]);
         assert_eq!(request.routes[0].gateway, "10.1.0.1");
         assert!(request.routes[0].onlink);
-        assert_eq!(
-            request.sysctls["net.ipv4.ip_unprivileged_port_start"],
-            "0"
-        );
+        assert_eq!(request.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
         assert_eq!(netns(&spec).unwrap().to_str(), Some("/run/netns/cni-1"));
         assert_eq!(cgroups_path(&spec, "n", "abc").to_str(), Some("/n/abc"));
     }

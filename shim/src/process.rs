@@ -31,13 +31,7 @@ pub struct Process {
 
 impl Process {
     /// A process in `state`.
-    pub fn new(
-        container: &str,
-        exec: &str,
-        bundle: &str,
-        stdio: Stdio,
-        state: TaskState,
-    ) -> Self {
+    pub fn new(container: &str, exec: &str, bundle: &str, stdio: Stdio, state: TaskState) -> Self {
         Self {
             container: container.to_owned(),
             exec: exec.to_owned(),

@@ -70,8 +70,8 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
 }
 
 async fn serve(flags: &Flags, listener: UnixListener) -> anyhow::Result<()> {
-    let containerd = std::env::var(EVENTS_VARIABLE)
-        .with_context(|| format!("{EVENTS_VARIABLE} is not set"))?;
+    let containerd =
+        std::env::var(EVENTS_VARIABLE).with_context(|| format!("{EVENTS_VARIABLE} is not set"))?;
     let publisher = Publisher::new(&flags.namespace, Containerd::new(&containerd));
     let pod = Arc::new(Pod::new(&flags.namespace, publisher.clone()));
     let service = Arc::new(TaskService::new(pod.clone()));

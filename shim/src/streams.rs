@@ -55,7 +55,9 @@ pub struct StreamIds {
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     /// A way of logging that is not a FIFO.
-    #[error("the {name} stream goes to {path}, but only FIFOs are supported: use containerd's default I/O")]
+    #[error(
+        "the {name} stream goes to {path}, but only FIFOs are supported: use containerd's default I/O"
+    )]
     Kind {
         /// stdin, stdout or stderr.
         name: &'static str,

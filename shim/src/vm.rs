@@ -95,18 +95,19 @@ impl Vm {
     /// Names what is missing or failed; nothing is left then.
     pub async fn start(plan: &Plan, stages: &Arc<Stages>) -> Result<(Arc<Self>, Events)> {
         let root = &plan.config.state_dir;
-        let state = StateDir::create(root, &plan.namespace, &plan.id, &plan.bundle).map_err(
-            |error| match error.kind() {
-                std::io::ErrorKind::AlreadyExists => {
-                    Error::Exists(format!("sandbox {} exists already", plan.id))
+        let state =
+            StateDir::create(root, &plan.namespace, &plan.id, &plan.bundle).map_err(|error| {
+                match error.kind() {
+                    std::io::ErrorKind::AlreadyExists => {
+                        Error::Exists(format!("sandbox {} exists already", plan.id))
+                    }
+                    _ => Error::Failed(format!(
+                        "cannot make the state directory of sandbox {} in {}: {error}",
+                        plan.id,
+                        root.display()
+                    )),
                 }
-                _ => Error::Failed(format!(
-                    "cannot make the state directory of sandbox {} in {}: {error}",
-                    plan.id,
-                    root.display()
-                )),
-            },
-        )?;
+            })?;
 
         // Three things that need nothing of each other.
         let (network, files, process) = tokio::join!(
@@ -117,10 +118,7 @@ impl Vm {
         let (attachment, files, process) = match (network, files, process) {
             (Ok(network), Ok(files), Ok(process)) => (network, files, process),
             (network, files, process) => {
-                let error = [network.err(), files.err()]
-                    .into_iter()
-                    .flatten()
-                    .next();
+                let error = [network.err(), files.err()].into_iter().flatten().next();
                 let error = match (error, process) {
                     (Some(error), Ok(process)) => {
                         process.undo().await;
@@ -182,17 +180,20 @@ impl Vm {
             console: config.console,
         };
         let timed = stages.clone();
-        let stream = spawn_blocking(move || {
-            timed.time_blocking("boot", || vm.boot_blocking(&spec, &files))
-        })
-        .await
-        .map_err(Error::failed)??;
+        let stream =
+            spawn_blocking(move || timed.time_blocking("boot", || vm.boot_blocking(&spec, &files)))
+                .await
+                .map_err(Error::failed)??;
         let mut events = watch(stream)?;
         stages.time("ready", self.wait_ready(&mut events)).await?;
         Ok(events)
     }
 
-    fn boot_blocking(&self, spec: &VmSpec, files: &Files) -> Result<std::os::unix::net::UnixStream> {
+    fn boot_blocking(
+        &self,
+        spec: &VmSpec,
+        files: &Files,
+    ) -> Result<std::os::unix::net::UnixStream> {
         let mut parts = self.parts();
         let parts = parts.as_mut().ok_or_else(|| self.gone())?;
         let io = |what: &str, error: std::io::Error| Error::Failed(format!("{what}: {error}"));
@@ -212,10 +213,7 @@ impl Vm {
             .then(|| File::create(parts.state.path().join(CONSOLE)))
             .transpose()
             .map_err(|error| io("cannot make the console's log", error))?;
-        let tap: Option<OwnedFd> = parts
-            .attachment
-            .as_mut()
-            .and_then(Attachment::take_tap);
+        let tap: Option<OwnedFd> = parts.attachment.as_mut().and_then(Attachment::take_tap);
 
         parts
             .vmm
@@ -233,7 +231,10 @@ impl Vm {
             )
             .map_err(|error| {
                 let said = last_words(&parts.state.path().join(VMM_LOG));
-                Error::Failed(format!("cannot boot the VM: {}{said}; {DOCTOR}", chain(&error)))
+                Error::Failed(format!(
+                    "cannot boot the VM: {}{said}; {DOCTOR}",
+                    chain(&error)
+                ))
             })?;
         parts
             .vmm
@@ -439,8 +440,7 @@ fn attach_network(plan: &Plan) -> Result<Option<Attachment>> {
     let Some(netns) = &plan.netns else {
         return Ok(None);
     };
-    let attachment =
-        network::attach(netns, &network::Options::default()).map_err(Error::failed)?;
+    let attachment = network::attach(netns, &network::Options::default()).map_err(Error::failed)?;
     if let Some(attachment) = &attachment
         && !attachment.left_out().is_empty()
     {

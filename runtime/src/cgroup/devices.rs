@@ -123,7 +123,9 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule, CgroupError> {
 fn effective(rules: &[Rule]) -> Option<&[Rule]> {
     let start = rules.iter().rposition(Rule::is_for_all).unwrap_or(0);
     let rules = &rules[start..];
-    let open = rules.first().is_some_and(|rule| rule.is_for_all() && rule.allow);
+    let open = rules
+        .first()
+        .is_some_and(|rule| rule.is_for_all() && rule.allow);
     if open && rules.iter().all(|rule| rule.allow) {
         return None;
     }

@@ -23,22 +23,21 @@ pub(super) fn settings(block: &LinuxBlockIo) -> Vec<Setting> {
             ));
         }
     }
-    let mut throttle =
-        |field: &str, key: &str, devices: &Option<Vec<LinuxThrottleDevice>>| {
-            for device in devices.iter().flatten() {
-                // 0 takes a limit away.
-                let rate = match device.rate() {
-                    0 => "max".to_owned(),
-                    rate => rate.to_string(),
-                };
-                settings.push(Setting::new(
-                    field,
-                    "io",
-                    "io.max",
-                    format!("{}:{} {key}={rate}", device.major(), device.minor()),
-                ));
-            }
-        };
+    let mut throttle = |field: &str, key: &str, devices: &Option<Vec<LinuxThrottleDevice>>| {
+        for device in devices.iter().flatten() {
+            // 0 takes a limit away.
+            let rate = match device.rate() {
+                0 => "max".to_owned(),
+                rate => rate.to_string(),
+            };
+            settings.push(Setting::new(
+                field,
+                "io",
+                "io.max",
+                format!("{}:{} {key}={rate}", device.major(), device.minor()),
+            ));
+        }
+    };
     throttle(
         "resources.blockIO.throttleReadBpsDevice",
         "rbps",

@@ -53,7 +53,9 @@ pub(crate) fn container_path(path: Option<&Path>, id: &str) -> Result<PathBuf, S
         }
     }
     if relative.as_os_str().is_empty() {
-        return Err(format!("{text:?} is the root; a container needs a cgroup of its own"));
+        return Err(format!(
+            "{text:?} is the root; a container needs a cgroup of its own"
+        ));
     }
     Ok(relative)
 }
@@ -61,7 +63,11 @@ pub(crate) fn container_path(path: Option<&Path>, id: &str) -> Result<PathBuf, S
 /// `a-b.slice` lies in `a.slice`; a scope is named after its prefix and name.
 fn systemd_path(slice: &str, prefix: &str, name: &str) -> Result<PathBuf, String> {
     let mut path = PathBuf::new();
-    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let slice = if slice.is_empty() {
+        "system.slice"
+    } else {
+        slice
+    };
     let stem = slice
         .strip_suffix(".slice")
         .ok_or_else(|| format!("{slice:?} must end with .slice"))?;

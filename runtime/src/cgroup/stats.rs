@@ -88,7 +88,11 @@ impl Cgroup {
     /// What its processes use and have used.
     pub(crate) fn stats(&self) -> Result<CgroupStats, CgroupError> {
         Ok(CgroupStats {
-            cpu: self.optional("cpu.stat")?.as_deref().map(cpu).unwrap_or_default(),
+            cpu: self
+                .optional("cpu.stat")?
+                .as_deref()
+                .map(cpu)
+                .unwrap_or_default(),
             memory: self.memory_stats()?,
             pids: self.pids_stats()?,
             io: self.optional("io.stat")?.as_deref().map(devices),
@@ -111,7 +115,11 @@ impl Cgroup {
             limit: value("memory.max")?,
             swap_usage: value("memory.swap.current")?.unwrap_or(0),
             swap_limit: value("memory.swap.max")?,
-            stat: self.optional("memory.stat")?.as_deref().map(pairs).unwrap_or_default(),
+            stat: self
+                .optional("memory.stat")?
+                .as_deref()
+                .map(pairs)
+                .unwrap_or_default(),
             events: self.memory_events()?.unwrap_or_default(),
         }))
     }
@@ -209,7 +217,10 @@ mod tests {
         assert_eq!(stats.len(), 2);
         assert_eq!((stats[0].major, stats[0].minor), (253, 16));
         assert_eq!((stats[0].read_bytes, stats[0].write_bytes), (10, 20));
-        assert_eq!((stats[0].read_operations, stats[0].write_operations), (1, 2));
+        assert_eq!(
+            (stats[0].read_operations, stats[0].write_operations),
+            (1, 2)
+        );
         assert_eq!(stats[1].read_bytes, 0);
     }
 

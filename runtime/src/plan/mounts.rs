@@ -84,7 +84,9 @@ impl MountPlan {
         // A relative destination is an old habit of some callers; it means "from the root".
         let destination = Path::new("/").join(mount.destination());
         if destination == Path::new("/") {
-            return Err(fail("the destination is the root itself; use root.path".to_owned()));
+            return Err(fail(
+                "the destination is the root itself; use root.path".to_owned(),
+            ));
         }
 
         let mut options = Options::default();
@@ -146,8 +148,8 @@ impl MountPlan {
 
         let mut attributes = options.attributes;
         let readonly = attributes.set & libc::MOUNT_ATTR_RDONLY != 0;
-        let readonly_at_end = readonly
-            && matches!(&kind, MountKind::FileSystem { kind, .. } if kind == "tmpfs");
+        let readonly_at_end =
+            readonly && matches!(&kind, MountKind::FileSystem { kind, .. } if kind == "tmpfs");
         if readonly_at_end {
             attributes.set &= !libc::MOUNT_ATTR_RDONLY;
         }
@@ -215,9 +217,7 @@ impl Options {
         };
         for part in parts.into_iter().filter(|part| !part.is_empty()) {
             self.data.push(match part.split_once('=') {
-                Some((name, value)) => {
-                    (name.to_owned(), Some(value.trim_matches('"').to_owned()))
-                }
+                Some((name, value)) => (name.to_owned(), Some(value.trim_matches('"').to_owned())),
                 None => (part.to_owned(), None),
             });
         }

@@ -217,22 +217,18 @@ fn scheduler(scheduler: &Scheduler) -> Result<SchedulerAttributes, PlanError> {
         Policy::SchedIdle => 5,
         Policy::SchedDeadline => 6,
     };
-    let flags = scheduler
-        .flags()
-        .iter()
-        .flatten()
-        .fold(0, |flags, flag| {
-            flags
-                | match flag {
-                    LinuxSchedulerFlag::SchedResetOnFork => 0x01,
-                    LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
-                    LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
-                    LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
-                    LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
-                    LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
-                    LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
-                }
-        });
+    let flags = scheduler.flags().iter().flatten().fold(0, |flags, flag| {
+        flags
+            | match flag {
+                LinuxSchedulerFlag::SchedResetOnFork => 0x01,
+                LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
+                LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
+                LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
+                LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
+                LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
+                LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
+            }
+    });
     let fail = |problem: String| PlanError::new("process.scheduler", problem);
     let nice = scheduler.nice().unwrap_or(0);
     if !(-20..=19).contains(&nice) {
@@ -286,7 +282,11 @@ fn io_priority(process: &Process) -> Result<Option<(u32, u32)>, PlanError> {
 }
 
 fn domain(personality: &LinuxPersonality) -> Result<u32, PlanError> {
-    if personality.flags().as_ref().is_some_and(|flags| !flags.is_empty()) {
+    if personality
+        .flags()
+        .as_ref()
+        .is_some_and(|flags| !flags.is_empty())
+    {
         return Err(PlanError::new(
             "linux.personality.flags",
             "no flag is supported; leave it empty",

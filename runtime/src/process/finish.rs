@@ -85,7 +85,10 @@ pub(super) fn set_host_attributes(process: &ProcessPlan, proc: BorrowedFd<'_>) -
         ),
     ] {
         // A kernel without the module cannot confine the process; the host decides about that.
-        let Some(label) = label.as_ref().filter(|_| std::path::Path::new(enabled).exists()) else {
+        let Some(label) = label
+            .as_ref()
+            .filter(|_| std::path::Path::new(enabled).exists())
+        else {
             continue;
         };
         let text = match files[0].contains("apparmor") {
@@ -133,7 +136,11 @@ pub(super) fn become_user(process: &ProcessPlan, filter: Option<Filter>) -> Step
         // Without no_new_privs only a privileged process may do this.
         filter.install().stage(|| "install the seccomp filter")?;
     }
-    let groups: Vec<Gid> = process.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
+    let groups: Vec<Gid> = process
+        .groups
+        .iter()
+        .map(|&gid| Gid::from_raw(gid))
+        .collect();
     match set_thread_groups(&groups) {
         // A user namespace may forbid it; then there are none to be had.
         Err(rustix::io::Errno::PERM) if groups.is_empty() => {}

@@ -9,9 +9,9 @@ use rustix::net::{SocketFlags, accept_with};
 use rustix::process::{setsid, umask};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
+use super::Io;
 use super::finish::{self, Prepared};
 use super::message::{Channel, Failure, FailureKind, Message, Stage, Step};
-use super::Io;
 use crate::mounts::{self, Sources};
 use crate::namespaces::{self, Joined, write_at};
 use crate::plan::{IdMapping, NamespaceKind, Plan};
@@ -192,10 +192,9 @@ fn become_root(uids: &[IdMapping]) -> Step<()> {
 }
 
 fn wait_for_start(inherited: &Inherited<'_>) -> Step<Channel> {
-    let connection = rustix::io::retry_on_intr(|| {
-        accept_with(&inherited.listener, SocketFlags::CLOEXEC)
-    })
-    .stage(|| "wait for start")?;
+    let connection =
+        rustix::io::retry_on_intr(|| accept_with(&inherited.listener, SocketFlags::CLOEXEC))
+            .stage(|| "wait for start")?;
     let channel = Channel::from(connection);
     match expect(&channel, "start", |message| {
         matches!(message, Message::Start)
@@ -216,4 +215,3 @@ fn start(inherited: &Inherited<'_>, prepared: Prepared, channel: &Channel) -> St
     .stage(|| "run the hooks")?;
     prepared.execute(&inherited.plan.process, channel)
 }
-

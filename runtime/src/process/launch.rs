@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::State;
-use rustix::process::{Pid, PidfdFlags, Signal, WaitIdStatus, pidfd_open, pidfd_send_signal, prlimit};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitIdStatus, pidfd_open, pidfd_send_signal, prlimit,
+};
 
 use super::finish::limit_stage;
 use super::message::{Channel, Failure, Message, Stage};
@@ -283,9 +285,7 @@ pub(crate) fn exec(
     let made = match attempt(place.cgroup) {
         // A container that manages cgroups itself has moved its processes further down, and a
         // cgroup with children that have controllers takes none: go where the first process is.
-        Err(ExecError::System { source, .. })
-            if source.kind() == io::ErrorKind::ResourceBusy =>
-        {
+        Err(ExecError::System { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
             match other_cgroup() {
                 Some(cgroup) => attempt(&cgroup),
                 None => Err(system("make a process in the container (clone3)")(source)),

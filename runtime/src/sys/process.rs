@@ -9,10 +9,18 @@ use super::check;
 /// Whether other processes may look into this one (`/proc/<pid>/{mem,fd,exe}`, ptrace).
 pub(crate) fn set_dumpable(dumpable: bool) -> io::Result<()> {
     // SAFETY: PR_SET_DUMPABLE takes one integer.
-    check(unsafe {
-        libc::prctl(libc::PR_SET_DUMPABLE, libc::c_ulong::from(dumpable), 0, 0, 0)
-    }
-    .into())?;
+    check(
+        unsafe {
+            libc::prctl(
+                libc::PR_SET_DUMPABLE,
+                libc::c_ulong::from(dumpable),
+                0,
+                0,
+                0,
+            )
+        }
+        .into(),
+    )?;
     Ok(())
 }
 

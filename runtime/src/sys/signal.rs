@@ -23,15 +23,34 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> 
 /// Gives every signal its default action and blocks none. A command inherits ignored signals
 /// (Rust programs ignore SIGPIPE) and the mask over `execve`; it must get the system's defaults.
 pub(crate) fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: the default action runs no code of ours. For SIGKILL, SIGSTOP and the two
-        // signals of the C library it fails, and those cannot be ignored anyway.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    /// The kernel's own `struct sigaction` is never longer.
+    const LONGEST: usize = 64;
+    /// Bytes of the kernel's set of signals.
+    const SET: usize = 8;
+    let zero = [0u64; LONGEST / 8];
+    for signal in 1..=64 {
+        // Not by the C library, which keeps two signals to itself and would leave them ignored.
+        // SAFETY: all-zero is the default action, without flags and with an empty mask, and longer
+        // than what the kernel reads. The default action runs no code of ours. For SIGKILL and
+        // SIGSTOP it fails, and those cannot be ignored anyway.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                zero.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                SET,
+            )
+        };
     }
-    // SAFETY: `set` is initialised by sigemptyset before it is read.
+    // SAFETY: the kernel reads the first eight bytes, an empty set, and writes nothing.
     unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut set);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-    }
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            zero.as_ptr(),
+            std::ptr::null_mut::<u64>(),
+            SET,
+        )
+    };
 }

@@ -153,7 +153,12 @@ impl Drop for Bundle {
 /// The lines of a text as `name: value` or `name value` pairs, found by name.
 pub fn field<'a>(text: &'a str, name: &str) -> &'a str {
     text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix([':', ' ', '='])?.trim().into())
+        .find_map(|line| {
+            line.strip_prefix(name)?
+                .strip_prefix([':', ' ', '='])?
+                .trim()
+                .into()
+        })
         .unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
@@ -162,7 +167,9 @@ pub fn cgroup_root() -> Option<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
     table.lines().find_map(|line| {
         let (left, right) = line.split_once(" - ")?;
-        right.starts_with("cgroup2 ").then(|| PathBuf::from(left.split(' ').nth(4).unwrap()))
+        right
+            .starts_with("cgroup2 ")
+            .then(|| PathBuf::from(left.split(' ').nth(4).unwrap()))
     })
 }
 
@@ -183,8 +190,16 @@ fn engine() -> PathBuf {
     }
     // Tests lie in <target>/<profile>/deps, examples beside that.
     let test = std::env::current_exe().unwrap();
-    let engine = test.parent().unwrap().parent().unwrap().join("examples/engine");
-    assert!(engine.exists(), "build the driver: cargo build -p runtime --examples");
+    let engine = test
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("examples/engine");
+    assert!(
+        engine.exists(),
+        "build the driver: cargo build -p runtime --examples"
+    );
     engine
 }
 
@@ -198,7 +213,13 @@ fn busybox() -> PathBuf {
 }
 
 fn spec(id: &str, script: &str) -> Value {
-    let capabilities = json!(["CAP_CHOWN", "CAP_KILL", "CAP_SETUID", "CAP_SETGID", "CAP_MKNOD"]);
+    let capabilities = json!([
+        "CAP_CHOWN",
+        "CAP_KILL",
+        "CAP_SETUID",
+        "CAP_SETGID",
+        "CAP_MKNOD"
+    ]);
     json!({
         "ociVersion": "1.2.0",
         "process": {

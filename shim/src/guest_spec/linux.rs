@@ -94,10 +94,7 @@ pub(super) fn edit_resources(host: &LinuxResources) -> LinuxResources {
     guest
 }
 
-fn edit_namespaces(
-    host: &[LinuxNamespace],
-    pod: &Pod,
-) -> Result<Vec<LinuxNamespace>, SpecError> {
+fn edit_namespaces(host: &[LinuxNamespace], pod: &Pod) -> Result<Vec<LinuxNamespace>, SpecError> {
     for (kind, name, setting) in [
         (LinuxNamespaceType::Mount, "mount", "it"),
         (LinuxNamespaceType::Network, "network", "hostNetwork"),
@@ -222,7 +219,10 @@ fn allows_every_device(resources: &LinuxResources) -> bool {
                 && rule.typ().is_none_or(|kind| kind == LinuxDeviceType::A)
                 && wild(rule.major())
                 && wild(rule.minor())
-                && rule.access().as_deref().is_none_or(|access| access == "rwm")
+                && rule
+                    .access()
+                    .as_deref()
+                    .is_none_or(|access| access == "rwm")
         })
     })
 }

@@ -30,11 +30,13 @@ pub(super) fn edit(host: &[Mount]) -> Result<(Vec<Mount>, Vec<File>), SpecError>
     let mut room = MAX_FILES;
     for mount in host {
         let options = mount.options().as_deref().unwrap_or_default();
-        let is = |wanted: &[&str]| options.iter().any(|option| wanted.contains(&option.as_str()));
+        let is = |wanted: &[&str]| {
+            options
+                .iter()
+                .any(|option| wanted.contains(&option.as_str()))
+        };
         let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-        if is(&["idmap", "ridmap"])
-            || mapped(mount.uid_mappings())
-            || mapped(mount.gid_mappings())
+        if is(&["idmap", "ridmap"]) || mapped(mount.uid_mappings()) || mapped(mount.gid_mappings())
         {
             return Err(SpecError::UserNamespace);
         }

@@ -121,7 +121,10 @@ fn a_pods_container_loses_what_is_the_hosts() {
     assert_eq!(guest["process"]["selinuxLabel"], Value::Null);
     assert_eq!(guest["linux"]["mountLabel"], Value::Null);
     assert_eq!(guest["annotations"]["com.example.secret"], Value::Null);
-    assert_eq!(guest["annotations"]["io.kubernetes.cri.container-name"], "app");
+    assert_eq!(
+        guest["annotations"]["io.kubernetes.cri.container-name"],
+        "app"
+    );
     let resources = &guest["linux"]["resources"];
     assert_eq!(resources["hugepageLimits"], Value::Null);
     assert_eq!(resources["blockIO"], Value::Null);

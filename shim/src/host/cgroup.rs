@@ -25,7 +25,9 @@ pub struct Cgroup {
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The host has no unified hierarchy.
-    #[error("{ROOT} is not a cgroup v2 hierarchy; boot the host with systemd.unified_cgroup_hierarchy=1")]
+    #[error(
+        "{ROOT} is not a cgroup v2 hierarchy; boot the host with systemd.unified_cgroup_hierarchy=1"
+    )]
     NotUnified,
     /// The spec's path leads out of the hierarchy.
     #[error("the OCI spec's cgroupsPath {0} is neither a path nor slice:prefix:name")]
@@ -100,8 +102,7 @@ impl Cgroup {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                 Err(error)
-                    if error.kind() == io::ErrorKind::ResourceBusy
-                        && Instant::now() < deadline =>
+                    if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
                 {
                     thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_millis(20));
@@ -132,7 +133,11 @@ fn relative_path(cgroups_path: &Path) -> Option<PathBuf> {
 /// systemd nests `a-b.slice` in `a.slice`; the pod is a scope in its slice.
 fn systemd_path(slice: &str, prefix: &str, name: &str) -> Option<PathBuf> {
     let plain = |part: &str| !part.is_empty() && !part.contains('/') && part != "." && part != "..";
-    let slice = if slice.is_empty() { "system.slice" } else { slice };
+    let slice = if slice.is_empty() {
+        "system.slice"
+    } else {
+        slice
+    };
     let stem = slice.strip_suffix(".slice")?;
     if !plain(stem) || !plain(name) || prefix.contains('/') {
         return None;
@@ -171,7 +176,10 @@ mod tests {
     #[test]
     fn cgroupfs_paths_stay_below_the_root() {
         assert_eq!(path("/k8s.io/abc").as_deref(), Some("k8s.io/abc"));
-        assert_eq!(path("kubepods/pod1/abc").as_deref(), Some("kubepods/pod1/abc"));
+        assert_eq!(
+            path("kubepods/pod1/abc").as_deref(),
+            Some("kubepods/pod1/abc")
+        );
         for wrong in ["/../etc", "a/../../b", "/", ""] {
             assert_eq!(path(wrong), None, "{wrong}");
         }
@@ -186,9 +194,17 @@ mod tests {
                  kubepods-burstable-pod1.slice/cri-containerd-abc.scope"
             )
         );
-        assert_eq!(path(":cri:abc").as_deref(), Some("system.slice/cri-abc.scope"));
+        assert_eq!(
+            path(":cri:abc").as_deref(),
+            Some("system.slice/cri-abc.scope")
+        );
         assert_eq!(path("-.slice::abc").as_deref(), Some("abc.scope"));
-        for wrong in ["pod1:cri:abc", "a--b.slice:cri:abc", "a.slice:cri:../x", "../a.slice:c:d"] {
+        for wrong in [
+            "pod1:cri:abc",
+            "a--b.slice:cri:abc",
+            "a.slice:cri:../x",
+            "../a.slice:c:d",
+        ] {
             assert_eq!(path(wrong), None, "{wrong}");
         }
     }

@@ -97,10 +97,7 @@ pub fn kernel(path: &Path) -> Result<File, FileError> {
 /// # Errors
 /// When it is missing or no cpio archive.
 pub fn agent(path: &Path) -> Result<File, FileError> {
-    let (what, hint) = (
-        "agent",
-        "install it or set `agent` in the configuration",
-    );
+    let (what, hint) = ("agent", "install it or set `agent` in the configuration");
     let file = open(path, what, hint)?;
     let mut magic = [0; 6];
     if file.read_exact_at(&mut magic, 0).is_err() || !CPIO_MAGIC.contains(&&magic[..]) {

@@ -70,7 +70,10 @@ pub fn create(data_dir: &Path, mib: u64) -> Result<File, ScratchError> {
 
 fn template(data_dir: &Path, mib: u64) -> Result<File, ScratchError> {
     let hash = Sha256::digest(FORMAT.join(" "));
-    let name = format!("scratch-{mib}-{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2]);
+    let name = format!(
+        "scratch-{mib}-{:02x}{:02x}{:02x}",
+        hash[0], hash[1], hash[2]
+    );
     let path = data_dir.join(format!("{name}.ext4"));
     if let Ok(file) = File::open(&path) {
         return Ok(file);

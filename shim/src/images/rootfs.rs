@@ -154,7 +154,12 @@ mod tests {
         let mounts = [mount(
             "overlay",
             "overlay",
-            &["index=off", "workdir=/s/9/work", &upperdir, "lowerdir=/s/2/fs:/s/1/fs"],
+            &[
+                "index=off",
+                "workdir=/s/9/work",
+                &upperdir,
+                "lowerdir=/s/2/fs:/s/1/fs",
+            ],
         )];
         let rootfs = Rootfs::from_mounts(&mounts).unwrap();
         assert_eq!(rootfs.layers, [Path::new("/s/2/fs"), Path::new("/s/1/fs")]);
@@ -167,8 +172,7 @@ mod tests {
 
     #[test]
     fn views_are_read_only() {
-        let rootfs =
-            Rootfs::from_mounts(&[mount("bind", "/s/1/fs", &["ro", "rbind"])]).unwrap();
+        let rootfs = Rootfs::from_mounts(&[mount("bind", "/s/1/fs", &["ro", "rbind"])]).unwrap();
         assert_eq!(rootfs.layers, [Path::new("/s/1/fs")]);
         assert!(!rootfs.writable);
         let rootfs =

@@ -162,9 +162,9 @@ impl Sandbox {
     pub async fn delete_container(self: &Arc<Self>, id: &str) -> Result<DeleteResponse> {
         let container = self.container(id)?;
         let init = &container.init;
-        init.state().deletable().map_err(|error| {
-            Error::State(format!("container {id}: {error}"))
-        })?;
+        init.state()
+            .deletable()
+            .map_err(|error| Error::State(format!("container {id}: {error}")))?;
         if self.running() {
             self.forward_delete(id, "").await?;
         }
@@ -172,7 +172,9 @@ impl Sandbox {
         init.finish(Exit::now(KILLED), &self.publisher);
         init.drain().await;
         if self.containers().remove(id).is_none() {
-            return Err(Error::NotFound(format!("container {id} is deleted already")));
+            return Err(Error::NotFound(format!(
+                "container {id} is deleted already"
+            )));
         }
         self.hide_layers(&container.layers).await;
         let response = init.delete_response();

@@ -53,7 +53,10 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
         let event = match event {
             Ok(event) if event.sequence == last + 1 => event,
             Ok(event) => {
-                lost(&sandbox, &format!("event {} follows {last}", event.sequence));
+                lost(
+                    &sandbox,
+                    &format!("event {} follows {last}", event.sequence),
+                );
                 return;
             }
             Err(error) => {
@@ -85,7 +88,11 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
 /// Without its agent a guest is of no use, and may be hostile.
 fn lost(sandbox: &Sandbox, reason: &str) {
     if sandbox.running() {
-        tracing::error!(sandbox = sandbox.id, reason, "lost the guest's agent: stopping the VM");
+        tracing::error!(
+            sandbox = sandbox.id,
+            reason,
+            "lost the guest's agent: stopping the VM"
+        );
         sandbox.vm.kill();
     }
 }
@@ -96,7 +103,10 @@ fn exited(sandbox: &Arc<Sandbox>, report: &messages::Exit) {
         at: exit_time(report.exited_at_ns),
     };
     let Ok(container) = sandbox.container(&report.container_id) else {
-        tracing::debug!(container = report.container_id, "exit of an unknown container");
+        tracing::debug!(
+            container = report.container_id,
+            "exit of an unknown container"
+        );
         return;
     };
     let Ok(process) = container.process(&report.exec_id) else {

@@ -71,17 +71,16 @@ impl Pod {
     /// Names what cannot be honoured, is missing or failed.
     pub async fn create(&self, request: &CreateTaskRequest) -> Result<u32> {
         if !ids::is_valid(&request.id) {
-            return Err(Error::Invalid(format!("{:?} is not a valid id", request.id)));
+            return Err(Error::Invalid(format!(
+                "{:?} is not a valid id",
+                request.id
+            )));
         }
         let bundle = PathBuf::from(&request.bundle);
         let spec = read_spec(&bundle)?;
         match Kind::of(&spec) {
             Kind::Sandbox => {
-                let pid = self
-                    .start(request, spec, bundle)
-                    .await?
-                    .vm()
-                    .pid();
+                let pid = self.start(request, spec, bundle).await?.vm().pid();
                 self.publisher.publish(&TaskCreate {
                     container_id: request.id.clone(),
                     bundle: request.bundle.clone(),

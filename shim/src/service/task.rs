@@ -95,10 +95,9 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        self.serve(
-            "delete",
-            |pod| async move { pod.delete(&r.id, &r.exec_id).await },
-        )
+        self.serve("delete", |pod| async move {
+            pod.delete(&r.id, &r.exec_id).await
+        })
         .await
     }
 
@@ -127,11 +126,7 @@ impl Task for TaskService {
         .await
     }
 
-    async fn checkpoint(
-        &self,
-        _: &TtrpcContext,
-        _: CheckpointTaskRequest,
-    ) -> ttrpc::Result<Empty> {
+    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
         Err(Error::Unsupported("a container in a VM cannot be checkpointed".into()).into())
     }
 

@@ -256,7 +256,11 @@ async fn other_kinds_of_io_are_refused_by_name() {
     let fixture = Fixture::new();
     let file = fixture.dir.path().join("file");
     std::fs::write(&file, "").unwrap();
-    for path in ["binary:///bin/log?a=b", "file:///log", file.to_str().unwrap()] {
+    for path in [
+        "binary:///bin/log?a=b",
+        "file:///log",
+        file.to_str().unwrap(),
+    ] {
         let stdio = Stdio {
             stdout: path.into(),
             ..Default::default()

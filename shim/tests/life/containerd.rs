@@ -221,7 +221,12 @@ impl Node {
             state.iter().all(|name| name == "uids.lock"),
             "left in the state directory: {state:?}"
         );
-        assert!(!Path::new("/sys/fs/cgroup").join(NAMESPACE).join(id).exists());
+        assert!(
+            !Path::new("/sys/fs/cgroup")
+                .join(NAMESPACE)
+                .join(id)
+                .exists()
+        );
         let sockets = fs::read_dir("/run/containerd/s")
             .map(Iterator::count)
             .unwrap_or_default();

@@ -17,9 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
 use crate::Test;
-use crate::containerd::{
-    Node, PATIENCE, Shim, call, container_spec, read_all, sandbox_spec,
-};
+use crate::containerd::{Node, PATIENCE, Shim, call, container_spec, read_all, sandbox_spec};
 
 /// All of them.
 pub const TESTS: [Test; 10] = [
@@ -28,9 +26,15 @@ pub const TESTS: [Test; 10] = [
     ("an_exec_reads_what_the_client_types", || run(exec())),
     ("the_vms_death_ends_everything", || run(vm_death())),
     ("a_killed_shim_is_cleaned_up_after", || run(shim_death())),
-    ("errors_reach_the_caller_and_leave_nothing", || run(errors())),
+    (
+        "errors_reach_the_caller_and_leave_nothing",
+        || run(errors()),
+    ),
     ("a_container_alone_has_a_vm_to_itself", || run(alone())),
-    ("a_terminated_shim_takes_its_pod_along", || run(terminated())),
+    (
+        "a_terminated_shim_takes_its_pod_along",
+        || run(terminated()),
+    ),
     ("what_does_not_exist_is_not_found", || run(not_found())),
     ("layers_are_shared_and_given_back", || run(layers())),
 ];
@@ -79,19 +83,30 @@ async fn lives() {
     let node = Node::new("").await;
     let (shim, vmm) = pod(&node).await;
     assert_eq!(
-        fs::read_to_string("/sys/fs/cgroup/test/s1/cgroup.procs").unwrap().trim(),
+        fs::read_to_string("/sys/fs/cgroup/test/s1/cgroup.procs")
+            .unwrap()
+            .trim(),
         vmm.to_string()
     );
     let connect = ConnectRequest {
         id: "s1".into(),
         ..Default::default()
     };
-    assert_eq!(shim.task.connect(call(), &connect).await.unwrap().task_pid, vmm);
+    assert_eq!(
+        shim.task.connect(call(), &connect).await.unwrap().task_pid,
+        vmm
+    );
     let stats = StatsRequest {
         id: "s1".into(),
         ..Default::default()
     };
-    let stats = shim.task.stats(call(), &stats).await.unwrap().stats.unwrap();
+    let stats = shim
+        .task
+        .stats(call(), &stats)
+        .await
+        .unwrap()
+        .stats
+        .unwrap();
     assert_eq!(stats.type_url, "io.containerd.cgroups.v2.Metrics");
     Metrics::parse_from_bytes(&stats.value).unwrap();
 
@@ -106,21 +121,33 @@ async fn lives() {
 
     shim.kill("s1", 9).await.unwrap();
     assert_eq!(shim.wait("s1", "").await, 137);
-    assert_eq!(code(shim.kill("s1", 9).await.unwrap_err()).0, Code::NOT_FOUND);
+    assert_eq!(
+        code(shim.kill("s1", 9).await.unwrap_err()).0,
+        Code::NOT_FOUND
+    );
     let deleted = shim.delete("s1", "").await.unwrap();
     assert_eq!((deleted.pid, deleted.exit_status), (vmm, 137));
     shim.shutdown("s1").await;
     assert_eq!(
         node.events(),
         [
-            "create", "start s1", "create", "start c1", "exit c1 0", "delete", "exit s1 137",
+            "create",
+            "start s1",
+            "create",
+            "start c1",
+            "exit c1 0",
+            "delete",
+            "exit s1 137",
             "delete"
         ]
     );
     node.assert_clean("s1");
     // containerd runs it after every end.
     let output = node.shim("s1", "delete");
-    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
 }
 
 async fn order() {
@@ -135,7 +162,9 @@ async fn order() {
     let spec = container_spec(json!(["sleep"]), Some(vmm));
     create(&node, &shim, "c2", &spec, "").await.unwrap();
     shim.start("c2", "").await.unwrap();
-    shim.exec("c2", "e1", json!(["sleep"]), "", "").await.unwrap();
+    shim.exec("c2", "e1", json!(["sleep"]), "", "")
+        .await
+        .unwrap();
     shim.start("c2", "e1").await.unwrap();
     let error = shim.delete("c2", "").await.unwrap_err();
     assert_eq!(code(error).0, Code::FAILED_PRECONDITION);
@@ -151,8 +180,19 @@ async fn order() {
     assert_eq!(
         node.events()[2..],
         [
-            "create", "start c1", "exit c1 3", "create", "start c2", "exec-added", "exec-started",
-            "exit e1 137", "exit c2 143", "delete", "delete", "exit s1 0", "delete"
+            "create",
+            "start c1",
+            "exit c1 3",
+            "create",
+            "start c2",
+            "exec-added",
+            "exec-started",
+            "exit e1 137",
+            "exit c2 143",
+            "delete",
+            "delete",
+            "exit s1 0",
+            "delete"
         ]
     );
     node.assert_clean("s1");
@@ -167,8 +207,13 @@ async fn exec() {
 
     let stdin = node.fifo("stdin");
     let (stdout, reader) = node.output("stdout");
-    shim.exec("c1", "e1", json!(["cat"]), &stdin, &stdout).await.unwrap();
-    let error = shim.exec("c1", "e1", json!(["cat"]), "", "").await.unwrap_err();
+    shim.exec("c1", "e1", json!(["cat"]), &stdin, &stdout)
+        .await
+        .unwrap();
+    let error = shim
+        .exec("c1", "e1", json!(["cat"]), "", "")
+        .await
+        .unwrap_err();
     assert_eq!(code(error).0, Code::ALREADY_EXISTS);
     shim.start("c1", "e1").await.unwrap();
     let mut client = pipe::OpenOptions::new().open_sender(&stdin).unwrap();
@@ -199,7 +244,9 @@ async fn vm_death() {
     let spec = container_spec(json!(["sleep"]), Some(vmm));
     create(&node, &shim, "c1", &spec, "").await.unwrap();
     shim.start("c1", "").await.unwrap();
-    shim.exec("c1", "e1", json!(["sleep"]), "", "").await.unwrap();
+    shim.exec("c1", "e1", json!(["sleep"]), "", "")
+        .await
+        .unwrap();
     shim.start("c1", "e1").await.unwrap();
     kill(Pid::from_raw(vmm as i32), Signal::SIGKILL).unwrap();
     let (exec, container, sandbox) = tokio::join!(
@@ -209,7 +256,10 @@ async fn vm_death() {
     );
     assert_eq!((exec, container, sandbox), (137, 137, 137));
     // containerd goes on: it kills what is dead, asks, and deletes.
-    assert_eq!(code(shim.kill("c1", 9).await.unwrap_err()).0, Code::NOT_FOUND);
+    assert_eq!(
+        code(shim.kill("c1", 9).await.unwrap_err()).0,
+        Code::NOT_FOUND
+    );
     let spec = container_spec(json!(["sleep"]), Some(vmm));
     let error = create(&node, &shim, "c2", &spec, "").await.unwrap_err();
     assert_eq!(code(error).0, Code::FAILED_PRECONDITION);
@@ -218,7 +268,13 @@ async fn vm_death() {
     shim.shutdown("s1").await;
     assert_eq!(
         node.events()[6..],
-        ["exit e1 137", "exit c1 137", "exit s1 137", "delete", "delete"]
+        [
+            "exit e1 137",
+            "exit c1 137",
+            "exit s1 137",
+            "delete",
+            "delete"
+        ]
     );
     node.assert_clean("s1");
 
@@ -246,7 +302,10 @@ async fn shim_death() {
     let pid = shim.task.connect(call(), &connect).await.unwrap().shim_pid;
     kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
     let output = node.shim("s1", "delete");
-    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
     let response = DeleteResponse::parse_from_bytes(&output.stdout).unwrap();
     assert_eq!((response.pid, response.exit_status), (vmm, 137));
     node.assert_clean("s1");
@@ -258,7 +317,10 @@ async fn errors() {
         ("uid_base = 0", "uid_base"),
     ] {
         let text = refused(extra, &sandbox_spec()).await;
-        assert!(text.contains(part) && text.contains("config.toml"), "{text}");
+        assert!(
+            text.contains(part) && text.contains("config.toml"),
+            "{text}"
+        );
     }
     let mut spec = sandbox_spec();
     spec["hostname"] = json!("refused");

@@ -278,11 +278,7 @@ impl Task for Agent {
         r: task::DeleteRequest,
     ) -> Result<task::DeleteResponse> {
         self.get(&r.id, &r.exec_id)?;
-        self.0
-            .processes
-            .lock()
-            .unwrap()
-            .remove(&(r.id, r.exec_id));
+        self.0.processes.lock().unwrap().remove(&(r.id, r.exec_id));
         Ok(task::DeleteResponse::new())
     }
 

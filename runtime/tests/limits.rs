@@ -1,0 +1,145 @@
+//! Limits and counters of the cgroup. What needs a controller that this machine does not have says
+//! so and is tested where there is one.
+
+mod common;
+
+use common::{Bundle, has_controller};
+use serde_json::{Value, json};
+
+#[test]
+fn devices_are_allowed_by_rules() {
+    let mut bundle = Bundle::new(
+        "echo x > /dev/null && mknod /tmp/d c 10 229 && echo made; cat < /tmp/d; \
+         mknod /tmp/full c 1 7; echo x > /tmp/full",
+    );
+    bundle.spec["linux"]["devices"] = json!([]);
+    let outcomes = bundle.take(json!(["create", "start", "wait", {"delete": {"force": false}}]));
+    assert_eq!(
+        outcomes[2]["output"],
+        "made\n/bin/sh: can't open /tmp/d: Operation not permitted\n\
+         sh: write error: No space left on device\n"
+    );
+}
+
+#[test]
+fn device_rules_are_changed_at_once() {
+    let bundle = Bundle::new("exec sleep 1000");
+    let look = json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
+        "args": ["sh", "-c", "mknod /tmp/k c 10 229 2>/dev/null; true < /tmp/k"]}}});
+    let allow = json!({"update": {"devices": [
+        {"allow": false, "access": "rwm"},
+        {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rwm"},
+    ]}});
+    let deny = json!({"update": {"devices": [{"allow": false, "access": "rwm"}]}});
+    let outcomes = bundle.take(json!(["create", "start", look, allow, look, deny, look,
+        {"delete": {"force": true}}]));
+    // Past the rules, a kernel without a driver for the device has an error of its own.
+    let refused = |at: usize| {
+        let output = outcomes[at]["output"].as_str().unwrap();
+        output.contains("Operation not permitted")
+    };
+    assert_eq!([refused(2), refused(4), refused(6)], [true, false, true]);
+}
+
+#[test]
+fn processes_are_limited() {
+    if !has_controller("pids") {
+        return;
+    }
+    let mut bundle = Bundle::new("sleep 1000 & sleep 1000 & sleep 1000 & wait");
+    bundle.spec["linux"]["resources"]["pids"] = json!({"limit": 3});
+    let outcomes = bundle.take(json!(["create", "stats", "start", "wait", "stats",
+        {"update": {"pids": {"limit": 100}}}, "stats", {"delete": {"force": true}}]));
+    assert_eq!(outcomes[1]["pids"], 1);
+    assert_eq!(outcomes[1]["pids_limit"], 3);
+    assert!(
+        outcomes[3]["output"]
+            .as_str()
+            .unwrap()
+            .contains("can't fork"),
+        "{}",
+        outcomes[3]
+    );
+    assert_eq!(outcomes[6]["pids_limit"], 100);
+}
+
+#[test]
+fn memory_is_limited_and_an_oom_kill_is_counted() {
+    if !has_controller("memory") {
+        return;
+    }
+    let mut bundle = Bundle::new("dd if=/dev/zero of=/dev/null bs=100M count=1");
+    bundle.spec["linux"]["resources"]["memory"] = json!({"limit": 20 << 20, "swap": 20 << 20});
+    let outcomes = bundle.take(json!(["create", "stats", "start", "wait", "stats",
+        {"delete": {"force": false}}]));
+    assert_eq!(outcomes[1]["memory_limit"], 20 << 20);
+    assert!(
+        outcomes[1]["memory"].as_u64().unwrap() > 0,
+        "the process is inside from its birth"
+    );
+    assert_ne!(outcomes[3]["code"], 0);
+    assert!(outcomes[4]["oom_kill"].as_u64().unwrap() >= 1);
+}
+
+#[test]
+fn a_memory_limit_below_what_is_in_use_can_be_refused() {
+    if !has_controller("memory") {
+        return;
+    }
+    let bundle = Bundle::new("exec sleep 1000");
+    let outcomes = bundle.take(json!(["create", "start",
+        {"update": {"memory": {"limit": 4096, "checkBeforeUpdate": true}}}, "status",
+        {"delete": {"force": true}}]));
+    assert!(
+        outcomes[2]["error"]
+            .as_str()
+            .unwrap()
+            .contains("is below the"),
+        "{}",
+        outcomes[2]
+    );
+    assert_eq!(outcomes[3], "running");
+}
+
+#[test]
+fn processor_time_is_limited_and_counted() {
+    if !has_controller("cpu") {
+        return;
+    }
+    let mut bundle = Bundle::new("cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.weight");
+    bundle.spec["linux"]["resources"]["cpu"] =
+        json!({"shares": 2048, "quota": 50000, "period": 100_000});
+    let outcomes = bundle.take(json!(["create", "start", "wait", "stats",
+        {"update": {"cpu": {"quota": 20000, "period": 50000}}}, {"delete": {"force": false}}]));
+    let text = outcomes[2]["output"].as_str().unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "50000 100000");
+    assert!(lines[1].parse::<u64>().unwrap() > 100);
+    assert!(outcomes[3]["cpu_usage"].as_u64().unwrap() > 0);
+    assert_eq!(outcomes[4], Value::Null);
+}
+
+#[test]
+fn processors_are_chosen() {
+    if !has_controller("cpuset") {
+        return;
+    }
+    let mut bundle = Bundle::new("grep Cpus_allowed_list /proc/self/status");
+    bundle.spec["linux"]["resources"]["cpu"] = json!({"cpus": "0"});
+    assert_eq!(bundle.run(), "Cpus_allowed_list:\t0\n");
+}
+
+#[test]
+fn a_limit_without_its_controller_is_an_error() {
+    if common::cgroup_root().is_none() || has_controller("memory") {
+        return;
+    }
+    let mut bundle = Bundle::new("true");
+    bundle.spec["linux"]["resources"]["memory"] = json!({"limit": 1 << 20});
+    assert!(
+        bundle
+            .fail()
+            .0
+            .starts_with("resources.memory.limit: the memory controller is not available in ")
+    );
+}
