@@ -22,6 +22,7 @@ pub mod oom;
 pub mod process;
 pub mod reaper;
 pub mod resources;
+pub mod server;
 pub mod service;
 pub mod spec;
 pub mod stdio;

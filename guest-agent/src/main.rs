@@ -5,17 +5,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use containerd_shim_protos::shim_async::create_task;
-use guest_agent::guest_service::GuestService;
-use guest_agent::service::TaskService;
 use guest_agent::storage::Storage;
 use guest_agent::tasks::Tasks;
-use guest_agent::{boot, reaper};
-use protocol::guest_ttrpc::create_guest;
+use guest_agent::{boot, server};
 use protocol::ports;
 use rustix::system::{RebootCommand, reboot};
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
-use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 type Failure = Box<dyn std::error::Error>;
@@ -23,8 +18,6 @@ type Failure = Box<dyn std::error::Error>;
 /// Block devices come in the order in which the VMM lists them.
 const WINDOW: &str = "/dev/vda";
 const SCRATCH: &str = "/dev/vdb";
-/// Turns of the event loop that an answer gets to leave before the machine goes.
-const LAST_TURNS: usize = 16;
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
@@ -74,27 +67,5 @@ async fn serve() -> Result<(), Failure> {
     let base = PathBuf::from(boot::BASE);
     let storage = Storage::new(WINDOW.into(), SCRATCH.into(), base.clone());
     let tasks = Arc::new(Tasks::new(base, storage)?);
-    let mut children = reaper::child_signal()?;
-    let mut server = Server::new()
-        .add_listener(Listener::from(calls))
-        .register_service(create_task(Arc::new(TaskService(Arc::clone(&tasks)))))
-        .register_service(create_guest(Arc::new(GuestService(Arc::clone(&tasks)))));
-    server.start().await?;
-    tokio::spawn(tasks.streams.clone().serve(streams));
-    let memory = Arc::clone(&tasks);
-    tokio::spawn(async move { memory.watch_memory().await });
-
-    loop {
-        tokio::select! {
-            signal = children.recv() => match signal {
-                Some(()) => tasks.reap(),
-                None => return Err("no more signals of children".into()),
-            },
-            () = tasks.power_off.notified() => break,
-        }
-    }
-    for _ in 0..LAST_TURNS {
-        tokio::task::yield_now().await;
-    }
-    Ok(())
+    Ok(server::serve(tasks, Listener::from(calls), streams).await?)
 }

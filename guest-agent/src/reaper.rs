@@ -1,11 +1,9 @@
 //! Collects every process that ends below PID 1 and reports those that the host knows.
 
 use std::collections::HashMap;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::process::{WaitOptions, WaitStatus};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::process::{Exit, Process};
 
@@ -50,9 +48,4 @@ fn code(status: WaitStatus) -> u32 {
             .map_or(255, |signal| 128 + signal)
     };
     status.exit_status().unwrap_or_else(signal).unsigned_abs()
-}
-
-/// The signal that says that something ended. Ask for it before the first process.
-pub fn child_signal() -> io::Result<Signal> {
-    signal(SignalKind::child())
 }

@@ -94,11 +94,11 @@ pub struct Place<'a> {
 /// Edits `spec` for this guest. The namespaces that it does not list are the pod's,
 /// which are the agent's own.
 pub fn adapt(spec: &mut Spec, place: &Place<'_>) -> Result<(), SpecError> {
+    // A root without the field is writable; the builder's own default is not.
     let read_only = spec.root().as_ref().and_then(|root| root.readonly());
-    let mut root = RootBuilder::default().path(place.rootfs);
-    if let Some(read_only) = read_only {
-        root = root.readonly(read_only);
-    }
+    let root = RootBuilder::default()
+        .path(place.rootfs)
+        .readonly(read_only.unwrap_or(false));
     spec.set_root(root.build().ok());
 
     let process = spec
@@ -145,13 +145,15 @@ fn adapt_mount(mount: &mut Mount, files: &[PathBuf]) -> Result<(), SpecError> {
     Ok(())
 }
 
-/// Whether the container gets a namespace of its own of this kind.
+/// Whether the container gets a namespace of its own of this kind: listed, and not one
+/// that is there already (a path, another container's).
 pub fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
-    let namespaces = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_ref());
-    namespaces.is_some_and(|list| list.iter().any(|namespace| namespace.typ() == kind))
+    let linux = spec.linux().as_ref();
+    let mut namespaces = linux
+        .into_iter()
+        .filter_map(|linux| linux.namespaces().as_ref())
+        .flatten();
+    namespaces.any(|namespace| namespace.typ() == kind && namespace.path().is_none())
 }
 
 #[cfg(test)]
@@ -215,6 +217,26 @@ mod tests {
         assert_eq!(mounts[1].typ().as_deref(), Some("cgroup2"));
         assert!(has_namespace(&spec, LinuxNamespaceType::Pid));
         assert!(!has_namespace(&spec, LinuxNamespaceType::Network));
+        let joined = SPEC.replace(
+            r#"{"type": "pid"}"#,
+            r#"{"type": "pid", "path": "/proc/9/ns/pid"}"#,
+        );
+        let spec = parse(joined.as_bytes()).unwrap();
+        assert!(!has_namespace(&spec, LinuxNamespaceType::Pid));
+    }
+
+    #[test]
+    fn a_root_is_writable_unless_the_spec_says_otherwise() {
+        let silent = SPEC.replace(r#", "readonly": true"#, "");
+        let spec = adapted(&silent, &["0".into(), "1".into()]).unwrap();
+        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(false));
+    }
+
+    #[test]
+    fn a_root_is_writable_unless_the_spec_says_otherwise() {
+        let files = ["0".into(), "1".into()];
+        let spec = adapted(&SPEC.replace(", \"readonly\": true", ""), &files).unwrap();
+        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(false));
     }
 
     #[test]

@@ -16,7 +16,7 @@ step() {
     local title=$1 before after
     shift
     before=$(date +%s%N)
-    out=$("$@" 2>&1) || { printf '%-26s failed\n%s\n' "$title" "$out"; exit 1; }
+    out=$("$@" 2>"$dir/stderr") || { printf '%-26s failed\n%s\n' "$title" "$(cat "$dir/stderr")"; exit 1; }
     after=$(date +%s%N)
     printf '%-26s %6d ms   %s\n' "$title" $(((after - before) / 1000000)) "$(head -n 1 <<<"$out")"
 }

@@ -176,17 +176,18 @@ pub(crate) fn mask(plan: &Plan, root: &Root) -> Step<()> {
         let Some(place) = open_present(root, path).stage(stage)? else {
             continue;
         };
-        let cover = if is_directory(place.as_fd()).stage(stage)? {
-            // One file system for all: each mask is another mount of it.
-            let made = match empty.take() {
-                Some(made) => made,
-                None => empty_directory().stage(stage)?,
-            };
-            let cover = clone_tree(made.as_fd(), Path::new(""), false).stage(stage)?;
-            empty = Some(made);
-            cover
-        } else {
-            clone_tree(null.as_fd(), Path::new(""), false).stage(stage)?
+        let cover = match &empty {
+            _ if !is_directory(place.as_fd()).stage(stage)? => {
+                clone_tree(null.as_fd(), Path::new(""), false).stage(stage)?
+            }
+            // One file system for all: each further mask is another mount of it.
+            Some(empty) => clone_tree(empty.as_fd(), Path::new(""), false).stage(stage)?,
+            None => {
+                let made = empty_directory().stage(stage)?;
+                attach(made.as_fd(), place.as_fd()).stage(stage)?;
+                empty = Some(made);
+                continue;
+            }
         };
         attach(cover.as_fd(), place.as_fd()).stage(stage)?;
     }

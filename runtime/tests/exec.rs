@@ -21,7 +21,7 @@ fn exec(bundle: &Bundle, process: Value) -> Value {
         "create", "start", {"exec": {"process": process}}, {"delete": {"force": true}}, "wait",
         "children"
     ]));
-    assert_eq!(outcomes[5], 0, "a process is left behind");
+    assert_eq!(outcomes[5], false, "a process is left behind");
     outcomes[2].clone()
 }
 

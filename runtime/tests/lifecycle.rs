@@ -17,7 +17,7 @@ fn a_command_runs_and_its_exit_code_is_seen() {
     assert_eq!(outcomes[3]["output"], "hello\n");
     assert_eq!(outcomes[4], "stopped");
     assert_eq!(outcomes[5], Value::Null);
-    assert_eq!(outcomes[6], 0);
+    assert_eq!(outcomes[6], false);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A process as containerd knows it: the sandbox, a container's first process,
 //! or an exec.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
 use tokio::sync::watch;
 
 use crate::events::{Publisher, timestamp};
-use crate::streams::{Stdio, Streams};
+use crate::streams::{Stdio, StreamIds, Streams};
 use crate::task_state::{Exit, Exited, TaskState};
 
 /// One process.
@@ -24,18 +25,29 @@ pub struct Process {
     pub bundle: String,
     /// Where its streams go.
     pub stdio: Stdio,
+    /// What the agent calls them.
+    pub stream_ids: StreamIds,
     state: Mutex<TaskState>,
     exited: watch::Sender<Option<Exit>>,
     streams: Mutex<Option<Streams>>,
 }
 
 impl Process {
-    /// A process in `state`.
-    pub fn new(container: &str, exec: &str, bundle: &str, stdio: Stdio, state: TaskState) -> Self {
+    /// A process in `state`. `counter` gives each stream of the sandbox an id of
+    /// its own.
+    pub fn new(
+        container: &str,
+        exec: &str,
+        bundle: &str,
+        counter: &AtomicU64,
+        stdio: Stdio,
+        state: TaskState,
+    ) -> Self {
         Self {
             container: container.to_owned(),
             exec: exec.to_owned(),
             bundle: bundle.to_owned(),
+            stream_ids: StreamIds::reserve(&stdio, counter),
             stdio,
             state: Mutex::new(state),
             exited: watch::Sender::new(None),

@@ -51,6 +51,25 @@ pub struct StreamIds {
     pub stderr: String,
 }
 
+impl StreamIds {
+    /// Ids for the streams that there are. With a terminal there is no stderr.
+    pub fn reserve(stdio: &Stdio, counter: &AtomicU64) -> Self {
+        let id = |path: &str| match path {
+            "" => String::new(),
+            _ => counter.fetch_add(1, Ordering::Relaxed).to_string(),
+        };
+        Self {
+            stdin: id(&stdio.stdin),
+            stdout: id(&stdio.stdout),
+            stderr: if stdio.terminal {
+                String::new()
+            } else {
+                id(&stdio.stderr)
+            },
+        }
+    }
+}
+
 /// No streams.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -95,7 +114,6 @@ pub enum StreamError {
 /// The running pumps of a process. Dropped, they end.
 #[derive(Debug, Default)]
 pub struct Streams {
-    ids: StreamIds,
     /// A writer of ours on the stdin FIFO: while it is open a client that
     /// detaches does not end the process's stdin.
     stdin_keeper: Option<Sender>,
@@ -113,49 +131,36 @@ impl Drop for Pump {
 }
 
 impl Streams {
-    /// Opens the FIFOs, connects the streams and starts the pumps. `counter`
-    /// gives each stream of the sandbox an id of its own.
+    /// Opens the FIFOs, connects the streams and starts the pumps.
     ///
     /// # Errors
     /// Names the stream that is not to be had; then none is open.
-    pub async fn open(
-        stdio: &Stdio,
-        vsock: &Vsock,
-        counter: &AtomicU64,
-    ) -> Result<Self, StreamError> {
+    pub async fn open(stdio: &Stdio, ids: &StreamIds, vsock: &Vsock) -> Result<Self, StreamError> {
         let mut streams = Self::default();
-        if !stdio.stdin.is_empty() {
+        if !ids.stdin.is_empty() {
             let name = "stdin";
             let (receiver, keeper) = open_stdin(&fifo(name, &stdio.stdin)?)?;
-            let (id, guest) = connect(name, vsock, counter).await?;
-            streams.ids.stdin = id;
+            let guest = connect(name, vsock, &ids.stdin).await?;
             streams.stdin_keeper = Some(keeper);
             streams.input = Some(Pump(tokio::spawn(pump_in(receiver, guest))));
         }
-        if !stdio.stdout.is_empty() {
+        if !ids.stdout.is_empty() {
             let name = "stdout";
             let sink = open_output(name, &fifo(name, &stdio.stdout)?).await?;
-            let (id, guest) = connect(name, vsock, counter).await?;
-            streams.ids.stdout = id;
+            let guest = connect(name, vsock, &ids.stdout).await?;
             streams
                 .output
                 .push(Pump(tokio::spawn(pump_out(guest, sink))));
         }
-        if !stdio.stderr.is_empty() && !stdio.terminal {
+        if !ids.stderr.is_empty() {
             let name = "stderr";
             let sink = open_output(name, &fifo(name, &stdio.stderr)?).await?;
-            let (id, guest) = connect(name, vsock, counter).await?;
-            streams.ids.stderr = id;
+            let guest = connect(name, vsock, &ids.stderr).await?;
             streams
                 .output
                 .push(Pump(tokio::spawn(pump_out(guest, sink))));
         }
         Ok(streams)
-    }
-
-    /// What the agent is told.
-    pub fn ids(&self) -> &StreamIds {
-        &self.ids
     }
 
     /// Ends stdin once the client has closed its end too.
@@ -263,17 +268,13 @@ async fn open_output(name: &'static str, path: &Path) -> Result<Sink, StreamErro
     })
 }
 
-async fn connect(
-    name: &'static str,
-    vsock: &Vsock,
-    counter: &AtomicU64,
-) -> Result<(String, UnixStream), StreamError> {
-    let id = counter.fetch_add(1, Ordering::Relaxed);
-    let stream = vsock
+async fn connect(name: &'static str, vsock: &Vsock, id: &str) -> Result<UnixStream, StreamError> {
+    // Ours, so always a number; the agent refuses what it does not know.
+    let id = id.parse().unwrap_or_default();
+    vsock
         .stream(id)
         .await
-        .map_err(|source| StreamError::Guest { name, source })?;
-    Ok((id.to_string(), stream))
+        .map_err(|source| StreamError::Guest { name, source })
 }
 
 /// Until the FIFO has no writer left, or the guest takes no more.

@@ -115,22 +115,22 @@ impl Vm {
             blocking(plan, stages, "files", open_files),
             blocking(plan, stages, "spawn", spawn_vmm),
         );
-        let (attachment, files, process) = match (network, files, process) {
-            (Ok(network), Ok(files), Ok(process)) => (network, files, process),
-            (network, files, process) => {
-                let error = [network.err(), files.err()].into_iter().flatten().next();
-                let error = match (error, process) {
-                    (Some(error), Ok(process)) => {
-                        process.undo().await;
-                        error
-                    }
-                    (Some(error), Err(_)) | (None, Err(error)) => error,
-                    (None, Ok(_)) => unreachable!("one of the three failed"),
-                };
+        let process = match process {
+            Ok(process) => process,
+            Err(error) => {
                 remove_state(&state);
                 return Err(error);
             }
         };
+        let (attachment, files) =
+            match network.and_then(|network| files.map(|files| (network, files))) {
+                Ok(both) => both,
+                Err(error) => {
+                    process.undo().await;
+                    remove_state(&state);
+                    return Err(error);
+                }
+            };
 
         let vm = Arc::new(Self {
             id: plan.id.clone(),
@@ -295,17 +295,6 @@ impl Vm {
     pub async fn map_image(self: &Arc<Self>, offset: u64, length: u64, file: File) -> Result<()> {
         self.ask("cannot show an image to the guest", move |vmm| {
             vmm.map_image(offset, length, file.as_fd())
-        })
-        .await
-    }
-
-    /// Takes back what is shown at `offset`.
-    ///
-    /// # Errors
-    /// When the VMM refuses or is gone.
-    pub async fn unmap_image(self: &Arc<Self>, offset: u64) -> Result<()> {
-        self.ask("cannot take an image from the guest", move |vmm| {
-            vmm.unmap_image(offset)
         })
         .await
     }

@@ -39,7 +39,7 @@ pub enum ClientError {
     #[error("the VMM has died: see its log, or the kernel's for a seccomp violation")]
     Died,
     /// It does not answer; kill it.
-    #[error("the VMM did not answer within {} s: kill it", ANSWER_TIMEOUT.as_secs())]
+    #[error("the VMM did not answer in time: kill it")]
     Hangs,
     /// It refused; a sentence that names the thing and the next step.
     #[error("{0}")]
@@ -104,6 +104,11 @@ impl Vmm {
             events,
             broken: false,
         })
+    }
+
+    /// Bounds the wait for each answer; 20 s unless told.
+    pub fn set_timeout(&mut self, timeout: Duration) -> io::Result<()> {
+        self.control.set_timeout(timeout)
     }
 
     /// Builds the VM, locks the process up and starts CPU 0.

@@ -35,6 +35,10 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl Fn(E) -> JailError {
 
 /// Enters the jail for good. Call it while there is one thread: root directory and
 /// identity belong to threads and are inherited by those made later.
+///
+/// The number of threads is not limited here: KVM makes one of its own in the first
+/// KVM_RUN (since Linux 6.14), and fails that call where the limit is reached. The
+/// filters of system calls forbid the process to make any.
 pub fn enter(uid: u32, gid: u32) -> Result<(), JailError> {
     change_root()?;
     // Before the user changes: the limit of files may have to rise.
@@ -48,11 +52,6 @@ pub fn enter(uid: u32, gid: u32) -> Result<(), JailError> {
         setrlimit(resource, limit, limit).map_err(failed("limit resources"))?;
     }
     drop_privileges(uid, gid)
-}
-
-/// Forbids more threads; call it when all threads are there.
-pub fn forbid_threads() -> Result<(), JailError> {
-    setrlimit(Resource::RLIMIT_NPROC, 0, 0).map_err(failed("forbid threads"))
 }
 
 /// An empty root directory. The old root is detached, not just hidden: this process

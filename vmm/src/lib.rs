@@ -15,6 +15,7 @@ pub mod jail;
 pub mod kvm;
 pub mod memory;
 pub mod metrics;
+pub mod probe;
 pub mod process;
 pub mod seccomp;
 pub mod spec;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::action::{Action, Event, Reply};
 use crate::channel::{Channel, ChannelError};
@@ -119,9 +120,9 @@ fn start(
         control.send(&Reply::Failed(error.to_string()), &[])?;
         return Ok(());
     }
-    let stop = Arc::new(Stop::new(EventFd::new(EFD_NONBLOCK)?));
+    let stop = Arc::new(Stop::new(sys::event()?));
     let Vm {
-        mut boot_cpu,
+        boot_cpu,
         cpus,
         disks,
         peripherals,
@@ -135,8 +136,9 @@ fn start(
     let parked = (1..spec.vcpus)
         .map(|index| park_cpu(index, &cpus, &stop))
         .collect::<io::Result<Vec<_>>>()?;
+    // Never dropped: its thread may not close descriptors.
+    let mut boot_cpu = ManuallyDrop::new(boot_cpu);
     spawn("vcpu0", ThreadKind::Vcpu, &stop, move || Ok(boot_cpu.run()))?;
-    jail::forbid_threads()?;
     let mut owner = Owner {
         control,
         events,
@@ -148,7 +150,13 @@ fn start(
     let epoll = Loop::new(&owner, &peripherals)?;
     seccomp::install(ThreadKind::Devices)?;
     owner.control.send(&Reply::Done, &[])?;
-    epoll.run(&mut owner, &peripherals)
+    match epoll.run(&mut owner, &peripherals) {
+        Ok(()) => sys::exit_now(0),
+        Err(error) => {
+            eprintln!("joey-vmm: {error}");
+            sys::exit_now(1)
+        }
+    }
 }
 
 /// Starts a confined thread; its result says why the guest cannot go on.
@@ -196,7 +204,7 @@ fn park_cpu(index: u8, cpus: &CpuFactory, stop: &Arc<Stop>) -> io::Result<Parked
             .make(index)
             .map_err(|error| error.to_string())
             .and_then(|vcpu| confined(vcpu).map_err(|error| error.to_string()));
-        match vcpu {
+        match vcpu.map(ManuallyDrop::new) {
             Ok(mut vcpu) => {
                 let _ = answer.send(Ok(()));
                 Ok(vcpu.run())

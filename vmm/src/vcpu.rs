@@ -93,7 +93,7 @@ impl Vcpu {
         loop {
             let exit = match self.fd.run() {
                 Ok(exit) => exit,
-                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => { eprintln!("DBG {error}"); continue }
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
                 Err(error) => return format!("vcpu failed: KVM cannot run it: {error}"),
             };
             match exit {

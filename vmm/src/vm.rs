@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::cpuid::Template;
 use crate::arch::x86_64::layout::{DEVICE_SIZE, DEVICES, FIRST_IRQ, SERIAL_IRQ, TSS};
@@ -25,6 +25,7 @@ use crate::kvm::{self, KvmError, failed};
 use crate::memory::{GuestRam, MemoryError};
 use crate::metrics::{Stats, VcpuCounters};
 use crate::spec::VmSpec;
+use crate::sys;
 use crate::vcpu::Vcpu;
 
 /// Why a VM cannot be put together.
@@ -66,7 +67,7 @@ impl<D> Slot<D> {
     fn new(device: D, name: &'static str) -> Result<Self, VmError> {
         Ok(Self {
             device: Arc::new(Mutex::new(device)),
-            kick: event().map_err(broken(name))?,
+            kick: sys::event().map_err(broken(name))?,
         })
     }
 }
@@ -161,10 +162,12 @@ impl Vm {
         let ram = GuestRam::allocate(u64::from(spec.memory_mib) << 20)?;
         let kvm = kvm::open(files.kvm)?;
         let vm = kvm.create_vm().map_err(failed("make a VM"))?;
+        // Before the interrupt controllers: they leave an SRCU grace period under
+        // way, for which a change of memory would wait a tick or more.
+        kvm::add_memory(&vm, ram)?;
         vm.set_tss_address(TSS).map_err(failed("place the TSS"))?;
         vm.create_irq_chip()
             .map_err(failed("make the interrupt controllers"))?;
-        kvm::add_memory(&vm, ram)?;
 
         let window = Window::new();
         let scratch = Scratch::new(File::from(files.scratch)).map_err(broken("scratch"))?;
@@ -237,7 +240,7 @@ impl Wiring<'_> {
     fn attach<D: VirtioDevice + 'static>(&mut self, slot: &Slot<D>) -> Result<(), VmError> {
         let index = self.transports.len();
         let address = DEVICES + index as u64 * DEVICE_SIZE;
-        let line = event().map_err(broken("an interrupt"))?;
+        let line = sys::event().map_err(broken("an interrupt"))?;
         self.vm
             .register_irqfd(&line, FIRST_IRQ + index as u32)
             .map_err(failed("attach an interrupt line"))?;
@@ -259,13 +262,8 @@ impl Wiring<'_> {
 
 /// The serial port, writing to `file`.
 fn serial(vm: &VmFd, file: OwnedFd) -> Result<SerialPort<Box<dyn Write + Send>>, VmError> {
-    let line = event().map_err(broken("the serial port"))?;
+    let line = sys::event().map_err(broken("the serial port"))?;
     vm.register_irqfd(&line, SERIAL_IRQ)
         .map_err(failed("attach the serial port's interrupt line"))?;
     Ok(SerialPort::new(line, Box::new(File::from(file))))
-}
-
-/// An event that never blocks.
-fn event() -> io::Result<EventFd> {
-    EventFd::new(EFD_NONBLOCK)
 }

@@ -11,6 +11,7 @@ const INSIDE: &str = "JOEY_TEST_INSIDE";
 /// Without root there are no namespaces, and the test says so and passes.
 pub fn isolated(name: &str, body: impl FnOnce()) {
     if std::env::var_os(INSIDE).is_some() {
+        run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
         run("mount", &["-t", "sysfs", "sysfs", "/sys"]);
         run("mount", &["-t", "cgroup2", "cgroup2", "/sys/fs/cgroup"]);
         return body();

@@ -154,15 +154,17 @@ impl TestHost {
     /// # Panics
     /// When it does not come up: no test can go on without it.
     pub fn shared() -> &'static TestHost {
-        static SHARED: OnceLock<TestHost> = OnceLock::new();
-        SHARED.get_or_init(|| {
-            let boot = || {
-                let host = TestHost::boot(&Config::with_joey()?)?;
-                host.start_containerd()?;
-                Ok(host)
-            };
-            boot().unwrap_or_else(|error: Error| panic!("{error}"))
-        })
+        // A failure is kept too: a second try would only take its time again.
+        static SHARED: OnceLock<Result<TestHost, Error>> = OnceLock::new();
+        let boot = || {
+            let host = TestHost::boot(&Config::with_joey()?)?;
+            host.start_containerd()?;
+            Ok(host)
+        };
+        match SHARED.get_or_init(boot) {
+            Ok(host) => host,
+            Err(error) => panic!("{error}"),
+        }
     }
 
     /// Builds what is missing and boots.

@@ -171,7 +171,7 @@ impl NamespacePlan {
             }
             self.uid_mappings = uids;
             self.gid_mappings = gids;
-        } else if !self.joins(NamespaceKind::User) && !(uids.is_empty() && gids.is_empty()) {
+        } else if !self.joins(NamespaceKind::User) && !uids.is_empty() {
             return Err(PlanError::new(
                 "linux.uidMappings",
                 "needs a user namespace in linux.namespaces",

@@ -50,8 +50,8 @@ pub(crate) struct ProcessPlan {
     pub io_priority: Option<(u32, u32)>,
     /// Execution domain.
     pub personality: Option<u32>,
-    /// Processors to run on while joining, and as the command.
-    pub affinity: (Option<Vec<u32>>, Option<Vec<u32>>),
+    /// Processors to run on.
+    pub affinity: Option<Vec<u32>>,
     /// The size that the spec gives a terminal.
     pub console_size: Option<TerminalSize>,
 }
@@ -298,27 +298,24 @@ fn domain(personality: &LinuxPersonality) -> Result<u32, PlanError> {
     })
 }
 
-fn affinity(process: &Process) -> Result<(Option<Vec<u32>>, Option<Vec<u32>>), PlanError> {
+/// The processors for the command, else those for its set-up: the set-up is over so soon that a
+/// change on the way would cost more than it gives.
+fn affinity(process: &Process) -> Result<Option<Vec<u32>>, PlanError> {
     let Some(affinity) = process.exec_cpu_affinity() else {
-        return Ok((None, None));
+        return Ok(None);
     };
-    let list = |cpus: &Option<String>| {
-        cpus.as_deref()
-            .filter(|cpus| !cpus.is_empty())
-            .map(|cpus| {
-                processors(cpus).ok_or_else(|| {
-                    PlanError::new(
-                        "process.execCPUAffinity",
-                        format!("{cpus:?} is not a list of processors, as in 0-2,7"),
-                    )
-                })
+    let list = |cpus: &Option<String>| cpus.clone().filter(|cpus| !cpus.is_empty());
+    list(affinity.cpu_affinity_final())
+        .or_else(|| list(affinity.initial()))
+        .map(|cpus| {
+            processors(&cpus).ok_or_else(|| {
+                PlanError::new(
+                    "process.execCPUAffinity",
+                    format!("{cpus:?} is not a list of processors, as in 0-2,7"),
+                )
             })
-            .transpose()
-    };
-    Ok((
-        list(affinity.initial())?,
-        list(affinity.cpu_affinity_final())?,
-    ))
+        })
+        .transpose()
 }
 
 /// A list such as `0-2,7`.

@@ -60,7 +60,7 @@ pub(super) fn set_host_attributes(process: &ProcessPlan, proc: BorrowedFd<'_>) -
         write_at(proc, "self/oom_score_adj", &value.to_string())
             .stage(|| format!("set oom_score_adj to {value}"))?;
     }
-    if let Some(cpus) = process.affinity.1.as_ref().or(process.affinity.0.as_ref()) {
+    if let Some(cpus) = &process.affinity {
         sys::set_affinity(cpus).stage(|| "set the processor affinity")?;
     }
     if let Some(scheduler) = process.scheduler {

@@ -3,18 +3,18 @@
 use std::io;
 
 use super::check;
+use crate::seccomp::Instruction;
 
-/// Installs a compiled filter program (`struct sock_filter`s as bytes) for the calling thread and
-/// all that it makes; `flags` are `SECCOMP_FILTER_FLAG_*`.
-pub(crate) fn install_filter(program: &[u8], flags: u64) -> io::Result<()> {
-    let size = std::mem::size_of::<libc::sock_filter>();
+/// Installs a compiled filter program for the calling thread and all that it makes; `flags` are
+/// `SECCOMP_FILTER_FLAG_*`.
+pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> io::Result<()> {
     let mut instructions: Vec<libc::sock_filter> = program
-        .chunks_exact(size)
-        .map(|chunk| libc::sock_filter {
-            code: u16::from_ne_bytes([chunk[0], chunk[1]]),
-            jt: chunk[2],
-            jf: chunk[3],
-            k: u32::from_ne_bytes([chunk[4], chunk[5], chunk[6], chunk[7]]),
+        .iter()
+        .map(|instruction| libc::sock_filter {
+            code: instruction.code,
+            jt: instruction.yes,
+            jf: instruction.no,
+            k: instruction.operand,
         })
         .collect();
     let length = u16::try_from(instructions.len())

@@ -8,19 +8,10 @@ use super::check;
 
 /// Whether other processes may look into this one (`/proc/<pid>/{mem,fd,exe}`, ptrace).
 pub(crate) fn set_dumpable(dumpable: bool) -> io::Result<()> {
+    let dumpable = libc::c_ulong::from(dumpable);
     // SAFETY: PR_SET_DUMPABLE takes one integer.
-    check(
-        unsafe {
-            libc::prctl(
-                libc::PR_SET_DUMPABLE,
-                libc::c_ulong::from(dumpable),
-                0,
-                0,
-                0,
-            )
-        }
-        .into(),
-    )?;
+    let result = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, dumpable, 0, 0, 0) };
+    check(result.into())?;
     Ok(())
 }
 
@@ -72,7 +63,8 @@ pub(crate) fn join_session_keyring(name: &CStr) -> io::Result<()> {
 /// Sets the execution domain (`personality(2)`).
 pub(crate) fn set_personality(domain: u32) -> io::Result<()> {
     // SAFETY: takes one integer.
-    check(unsafe { libc::personality(domain.into()) }.into())?;
+    let result = unsafe { libc::personality(domain.into()) };
+    check(result.into())?;
     Ok(())
 }
 

@@ -132,7 +132,7 @@ impl Bundle {
             Some(text) => text.to_owned(),
             None => panic!("no {name}: {}", outcomes[0]),
         };
-        assert_eq!(outcomes[1], 0, "a process is left behind");
+        assert_eq!(outcomes[1], false, "a process is left behind");
         assert!(!self.dir.join("state").join(&self.id).exists());
         if let Some(root) = cgroup_root() {
             assert!(!root.join("joey-test").join(&self.id).exists());

@@ -202,7 +202,7 @@ fn edit_process(host: &Process) -> Process {
         .set_rlimits(host.rlimits().clone())
         .set_no_new_privileges(host.no_new_privileges())
         .set_oom_score_adj(host.oom_score_adj())
-        .set_io_priority(host.io_priority().clone())
+        .set_io_priority(*host.io_priority())
         .set_scheduler(host.scheduler().clone());
     guest
 }

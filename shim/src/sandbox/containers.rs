@@ -72,6 +72,7 @@ impl Sandbox {
                 &request.id,
                 "",
                 &request.bundle,
+                &self.streams,
                 Stdio {
                     stdin: request.stdin.clone(),
                     stdout: request.stdout.clone(),
@@ -81,13 +82,9 @@ impl Sandbox {
                 TaskState::Creating { early: None },
             )),
             execs: Mutex::new(HashMap::new()),
-            layers: layers.iter().map(|layer| layer.offset).collect(),
         });
         // Known from here on, so that an exit that overtakes the answer counts.
-        if let Err(error) = self.insert(&request.id, &container) {
-            self.hide_layers(&container.layers).await;
-            return Err(error);
-        }
+        self.insert(&request.id, &container)?;
         let options = CreateOptions {
             spec: edited.json,
             files: edited.files,
@@ -100,7 +97,6 @@ impl Sandbox {
             Ok(pid) => Ok(pid),
             Err(error) => {
                 self.containers().remove(&request.id);
-                self.hide_layers(&container.layers).await;
                 Err(error)
             }
         }
@@ -115,16 +111,18 @@ impl Sandbox {
         writable: bool,
     ) -> Result<u32> {
         let init = &container.init;
-        let streams = Streams::open(&init.stdio, &self.guest.vsock, &self.streams)
+        let ids = &init.stream_ids;
+        let streams = Streams::open(&init.stdio, ids, &self.guest.vsock)
             .await
             .map_err(Error::failed)?;
+        *init.streams() = Some(streams);
         let message = CreateTaskRequest {
             id: request.id.clone(),
             rootfs: guest_mounts(layers, writable),
             terminal: request.terminal,
-            stdin: streams.ids().stdin.clone(),
-            stdout: streams.ids().stdout.clone(),
-            stderr: streams.ids().stderr.clone(),
+            stdin: ids.stdin.clone(),
+            stdout: ids.stdout.clone(),
+            stderr: ids.stderr.clone(),
             options: MessageField::some(Any {
                 type_url: ids::CREATE_OPTIONS.to_owned(),
                 value: options.write_to_bytes().map_err(Error::failed)?,
@@ -132,7 +130,6 @@ impl Sandbox {
             }),
             ..Default::default()
         };
-        *init.streams() = Some(streams);
         let answer = self.guest.task.create(guest::bounded(), &message).await?;
         let early = init.state().created(answer.pid).map_err(Error::failed)?;
         self.publisher.publish(&TaskCreate {
@@ -176,7 +173,6 @@ impl Sandbox {
                 "container {id} is deleted already"
             )));
         }
-        self.hide_layers(&container.layers).await;
         let response = init.delete_response();
         self.publisher.publish(&TaskDelete {
             container_id: id.to_owned(),
@@ -239,45 +235,19 @@ impl Sandbox {
         let mut layers = Vec::with_capacity(blobs.len());
         let mut window = self.window.lock().await;
         for blob in blobs {
-            let shown = match window.acquire(&blob.key, blob.size) {
-                Ok(place) if place.new => self
-                    .vm
-                    .map_image(place.offset, blob.size, blob.file)
-                    .await
-                    .inspect_err(|_| {
-                        window.release(place.offset);
-                    })
-                    .map(|()| place.offset),
-                Ok(place) => Ok(place.offset),
-                Err(full) => Err(Error::failed(full)),
-            };
-            match shown {
-                Ok(offset) => layers.push(Layer {
-                    offset,
-                    size: blob.size,
-                }),
-                Err(error) => {
-                    drop(window);
-                    let offsets: Vec<_> = layers.iter().map(|layer| layer.offset).collect();
-                    self.hide_layers(&offsets).await;
-                    return Err(error);
+            let size = blob.size;
+            let offset = match window.place(&blob.key) {
+                Some(offset) => offset,
+                None => {
+                    let offset = window.free(size).map_err(Error::failed)?;
+                    self.vm.map_image(offset, size, blob.file).await?;
+                    window.shown(&blob.key, offset, size);
+                    offset
                 }
-            }
+            };
+            layers.push(Layer { offset, size });
         }
         Ok(layers)
-    }
-
-    /// Takes layers out of the window that no other container uses.
-    async fn hide_layers(self: &Arc<Self>, offsets: &[u64]) {
-        let mut window = self.window.lock().await;
-        for offset in offsets {
-            if window.release(*offset)
-                && self.running()
-                && let Err(error) = self.vm.unmap_image(*offset).await
-            {
-                tracing::warn!(offset, %error, "an image stays in the window");
-            }
-        }
     }
 }
 

@@ -42,8 +42,8 @@ pub struct Sandbox {
     /// Whether containerd still has the sandbox's process on its list.
     listed: AtomicBool,
     containers: Mutex<HashMap<String, Arc<Container>>>,
-    /// Held while an image is shown or taken away, so that nobody uses a place
-    /// whose image is not there yet.
+    /// Held while an image is shown, so that nobody uses a place whose image is
+    /// not there yet.
     window: tokio::sync::Mutex<Window>,
     /// Gives each stream its id.
     streams: AtomicU64,
@@ -58,8 +58,6 @@ pub struct Container {
     /// Its first process.
     pub init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
-    /// Where in the image window its layers are.
-    layers: Vec<u64>,
 }
 
 impl Sandbox {
@@ -137,10 +135,7 @@ impl Sandbox {
     /// Stops the VM, and the pod with it; the sandbox is reported to have ended
     /// with `status`. Returns when nothing of it is left on the host.
     pub async fn stop(&self, status: u32) {
-        self.requested
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(status);
+        self.requested().get_or_insert(status);
         self.vm.kill();
         self.wait_ended().await;
     }
@@ -155,11 +150,7 @@ impl Sandbox {
     /// The VM is gone: everything ends, in the order in which containerd expects
     /// to hear of it.
     async fn end(&self) {
-        let status = self
-            .requested
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .unwrap_or(KILLED);
+        let status = self.requested().unwrap_or(KILLED);
         let containers: Vec<_> = self.containers().values().cloned().collect();
         for container in containers {
             for exec in container.execs().values() {
@@ -172,6 +163,17 @@ impl Sandbox {
             process.finish(Exit::now(status), &self.publisher);
         }
         self.ended.send_replace(true);
+    }
+
+    /// Whether the VM was asked to stop.
+    fn stopping(&self) -> bool {
+        self.requested().is_some()
+    }
+
+    fn requested(&self) -> MutexGuard<'_, Option<u32>> {
+        self.requested
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {

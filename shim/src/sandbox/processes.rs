@@ -55,7 +55,17 @@ impl Sandbox {
             )));
         }
         step(&process, TaskState::start)?;
-        match self.guest.task.start(guest::bounded(), request).await {
+        let answer = async {
+            if !process.exec.is_empty() {
+                // Those of a container are there since it was created.
+                let streams = Streams::open(&process.stdio, &process.stream_ids, &self.guest.vsock)
+                    .await
+                    .map_err(Error::failed)?;
+                *process.streams() = Some(streams);
+            }
+            Ok::<_, Error>(self.guest.task.start(guest::bounded(), request).await?)
+        };
+        match answer.await {
             Ok(answer) => {
                 let pid = match answer.pid {
                     0 => process.state().pid(),
@@ -72,7 +82,7 @@ impl Sandbox {
                 if let Some(exit) = step(&process, TaskState::start_failed)? {
                     process.finish(exit, &self.publisher);
                 }
-                Err(error.into())
+                Err(error)
             }
         }
     }
@@ -125,6 +135,7 @@ impl Sandbox {
             &request.id,
             &request.exec_id,
             &container.init.bundle,
+            &self.streams,
             Stdio {
                 stdin: request.stdin.clone(),
                 stdout: request.stdout.clone(),
@@ -135,17 +146,13 @@ impl Sandbox {
         ));
         reserve(&container, &exec)?;
         let added = async {
-            let streams = Streams::open(&exec.stdio, &self.guest.vsock, &self.streams)
-                .await
-                .map_err(Error::failed)?;
             let message = ExecProcessRequest {
-                stdin: streams.ids().stdin.clone(),
-                stdout: streams.ids().stdout.clone(),
-                stderr: streams.ids().stderr.clone(),
+                stdin: exec.stream_ids.stdin.clone(),
+                stdout: exec.stream_ids.stdout.clone(),
+                stderr: exec.stream_ids.stderr.clone(),
                 spec: MessageField::some(spec.clone()),
                 ..request.clone()
             };
-            *exec.streams() = Some(streams);
             self.guest.task.exec(guest::bounded(), &message).await?;
             step(&exec, |state| state.created(0))
         };

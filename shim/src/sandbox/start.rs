@@ -80,6 +80,7 @@ impl Sandbox {
     }
 
     fn run(request: Request, kind: Kind, vm: Arc<Vm>, guest: Guest, events: Events) -> Arc<Self> {
+        let streams = AtomicU64::new(1);
         let process = (kind == Kind::Sandbox).then(|| {
             let state = TaskState::Created { pid: vm.pid() };
             let bundle = request.bundle.to_string_lossy();
@@ -87,6 +88,7 @@ impl Sandbox {
                 &request.id,
                 "",
                 &bundle,
+                &streams,
                 Stdio::default(),
                 state,
             ))
@@ -101,7 +103,7 @@ impl Sandbox {
             process,
             containers: Mutex::new(HashMap::new()),
             window: tokio::sync::Mutex::new(Window::default()),
-            streams: AtomicU64::new(1),
+            streams,
             requested: Mutex::new(None),
             ended: channel::Sender::new(false),
         });

@@ -87,7 +87,7 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
 
 /// Without its agent a guest is of no use, and may be hostile.
 fn lost(sandbox: &Sandbox, reason: &str) {
-    if sandbox.running() {
+    if sandbox.running() && !sandbox.stopping() {
         tracing::error!(
             sandbox = sandbox.id,
             reason,

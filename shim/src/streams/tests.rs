@@ -73,9 +73,10 @@ impl Fixture {
         path.into_os_string().into_string().unwrap()
     }
 
-    async fn open(&self, stdio: &Stdio) -> Result<Streams, StreamError> {
+    async fn open(&self, stdio: &Stdio) -> Result<(Streams, StreamIds), StreamError> {
         let vsock = Vsock::new(self.dir.path().join("vsock"));
-        Streams::open(stdio, &vsock, &self.counter).await
+        let ids = StreamIds::reserve(stdio, &self.counter);
+        Ok((Streams::open(stdio, &ids, &vsock).await?, ids))
     }
 }
 
@@ -96,8 +97,8 @@ async fn read_all(mut from: Receiver) -> Vec<u8> {
 #[tokio::test]
 async fn no_paths_no_streams() {
     let fixture = Fixture::new();
-    let streams = fixture.open(&Stdio::default()).await.unwrap();
-    assert_eq!(*streams.ids(), StreamIds::default());
+    let (streams, ids) = fixture.open(&Stdio::default()).await.unwrap();
+    assert_eq!(ids, StreamIds::default());
     streams.drain().await;
 }
 
@@ -110,9 +111,9 @@ async fn output_reaches_its_own_fifo_and_ends() {
         ..Default::default()
     };
     let (out, err) = (reader(&stdio.stdout), reader(&stdio.stderr));
-    let streams = fixture.open(&stdio).await.unwrap();
-    let mut guest_out = fixture.guest.take(&streams.ids().stdout).await;
-    let mut guest_err = fixture.guest.take(&streams.ids().stderr).await;
+    let (streams, ids) = fixture.open(&stdio).await.unwrap();
+    let mut guest_out = fixture.guest.take(&ids.stdout).await;
+    let mut guest_err = fixture.guest.take(&ids.stderr).await;
     // More than a pipe and all buffers hold.
     let bytes: Vec<u8> = (0..300_000u32).map(|i| i as u8).collect();
     let sent = bytes.clone();
@@ -134,9 +135,9 @@ async fn a_terminal_has_no_stderr() {
         ..Default::default()
     };
     let _out = reader(&stdio.stdout);
-    let streams = fixture.open(&stdio).await.unwrap();
-    assert_eq!(streams.ids().stderr, "");
-    assert_ne!(streams.ids().stdout, "");
+    let (_streams, ids) = fixture.open(&stdio).await.unwrap();
+    assert_eq!(ids.stderr, "");
+    assert_ne!(ids.stdout, "");
 }
 
 #[tokio::test]
@@ -146,8 +147,8 @@ async fn stdin_outlives_clients_until_it_is_closed() {
         stdin: fixture.fifo("in"),
         ..Default::default()
     };
-    let mut streams = fixture.open(&stdio).await.unwrap();
-    let mut guest = fixture.guest.take(&streams.ids().stdin).await;
+    let (mut streams, ids) = fixture.open(&stdio).await.unwrap();
+    let mut guest = fixture.guest.take(&ids.stdin).await;
     let mut bytes = [0; 3];
     for word in [b"one", b"two"] {
         let mut client = writer(&stdio.stdin);
@@ -172,8 +173,8 @@ async fn a_client_hears_that_the_process_stopped_reading() {
         stdin: fixture.fifo("in"),
         ..Default::default()
     };
-    let mut streams = fixture.open(&stdio).await.unwrap();
-    let guest = fixture.guest.take(&streams.ids().stdin).await;
+    let (mut streams, ids) = fixture.open(&stdio).await.unwrap();
+    let guest = fixture.guest.take(&ids.stdin).await;
     let mut client = writer(&stdio.stdin);
     drop(guest);
     (&mut streams.input.as_mut().unwrap().0).await.unwrap();
@@ -189,8 +190,8 @@ async fn output_waits_for_the_next_client() {
         ..Default::default()
     };
     let first = reader(&stdio.stdout);
-    let streams = fixture.open(&stdio).await.unwrap();
-    let mut guest = fixture.guest.take(&streams.ids().stdout).await;
+    let (streams, ids) = fixture.open(&stdio).await.unwrap();
+    let mut guest = fixture.guest.take(&ids.stdout).await;
     drop(first);
     guest.write_all(b"while away").await.unwrap();
     let second = reader(&stdio.stdout);
@@ -211,8 +212,8 @@ async fn a_late_client_loses_nothing() {
         tokio::task::yield_now().await;
         read_all(reader(&path)).await
     });
-    let streams = fixture.open(&stdio).await.unwrap();
-    let mut guest = fixture.guest.take(&streams.ids().stdout).await;
+    let (streams, ids) = fixture.open(&stdio).await.unwrap();
+    let mut guest = fixture.guest.take(&ids.stdout).await;
     guest.write_all(b"short").await.unwrap();
     drop(guest);
     streams.drain().await;
@@ -227,8 +228,8 @@ async fn a_reader_that_stops_stops_the_guest() {
         ..Default::default()
     };
     let mut client = reader(&stdio.stdout);
-    let streams = fixture.open(&stdio).await.unwrap();
-    let guest = fixture.guest.take(&streams.ids().stdout).await;
+    let (streams, ids) = fixture.open(&stdio).await.unwrap();
+    let guest = fixture.guest.take(&ids.stdout).await;
     let chunk = [7u8; 4096];
     let mut sent = 0usize;
     // Everything in between fills up, then the guest cannot write any more.

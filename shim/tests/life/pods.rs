@@ -36,7 +36,7 @@ pub const TESTS: [Test; 10] = [
         || run(terminated()),
     ),
     ("what_does_not_exist_is_not_found", || run(not_found())),
-    ("layers_are_shared_and_given_back", || run(layers())),
+    ("layers_are_shared_and_rebuilt", || run(layers())),
 ];
 
 fn run(test: impl Future<Output = ()>) {

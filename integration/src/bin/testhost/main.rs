@@ -33,7 +33,18 @@ struct Options {
     memory_mib: Option<u32>,
 }
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    match run() {
+        // Exit codes of commands fit in a byte.
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
+        Err(error) => {
+            eprintln!("testhost: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<i32> {
     let mut arguments = std::env::args().skip(1).peekable();
     let mut options = Options::default();
     while let Some(option) = arguments.next_if(|word| word.starts_with("--")) {
@@ -51,15 +62,13 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let verb = arguments.next().unwrap_or_default();
     let words: Vec<String> = arguments.collect();
-    let code = match (verb.as_str(), words.as_slice()) {
-        ("shell", []) => shell(&boot(&options)?)?,
-        ("demo", []) => stream(boot(&options)?.command(["bash", "-s"]), DEMO.as_bytes())?,
-        ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty())?,
-        ("run", [_, ..]) => stream(boot(&options)?.command(words), std::io::empty())?,
+    match (verb.as_str(), words.as_slice()) {
+        ("shell", []) => shell(&boot(&options)?),
+        ("demo", []) => stream(boot(&options)?.command(["bash", "-s"]), DEMO.as_bytes()),
+        ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty()),
+        ("run", [_, ..]) => stream(boot(&options)?.command(words), std::io::empty()),
         _ => bail!("{USAGE}"),
-    };
-    // Exit codes of commands fit in a byte.
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
+    }
 }
 
 fn boot(options: &Options) -> anyhow::Result<TestHost> {

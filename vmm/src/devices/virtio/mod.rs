@@ -5,6 +5,8 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod rng;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod vsock;
 
 use std::sync::atomic::{AtomicU32, Ordering};

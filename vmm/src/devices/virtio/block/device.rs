@@ -171,3 +171,130 @@ impl VirtioDevice for Block {
         self.live = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use super::super::{Scratch, Window};
+    use super::*;
+    use crate::devices::virtio::testing::{BUFFERS, TestDriver};
+    use crate::sys;
+
+    const HEADER: u64 = BUFFERS;
+    const DATA: u64 = BUFFERS + 0x1000;
+    const STATUS: u64 = BUFFERS + 0x10_0000;
+
+    struct Bench {
+        device: Block,
+        driver: TestDriver,
+    }
+
+    impl Bench {
+        fn new(disk: Box<dyn Disk>) -> Self {
+            let ram = TestDriver::memory();
+            let mut device = Block::new(ram, disk, Arc::default());
+            let driver = TestDriver::start(ram, &mut device);
+            Self { device, driver }
+        }
+
+        fn scratch() -> Self {
+            let file = File::from(sys::memory_file(c"scratch").unwrap());
+            file.set_len(1 << 20).unwrap();
+            Self::new(Box::new(Scratch::new(file).unwrap()))
+        }
+
+        /// Carries out one request; returns status and bytes written.
+        fn request(
+            &mut self,
+            kind: u32,
+            sector: u64,
+            out: &[(u64, u32)],
+            into: &[(u64, u32)],
+        ) -> (u8, u32) {
+            let ram = self.driver.ram;
+            ram.put(HEADER, &kind.to_le_bytes()).unwrap();
+            ram.put(HEADER + 8, &sector.to_le_bytes()).unwrap();
+            ram.put(STATUS, &[0xff]).unwrap();
+            let readable = [&[(HEADER, 16)], out].concat();
+            let writable = [into, &[(STATUS, 1)]].concat();
+            let queue = &mut self.driver.queues[0];
+            let head = queue.add(&readable, &writable);
+            assert!(!self.device.process());
+            let (name, written) = queue.used().expect("every request comes back");
+            assert_eq!(name, head);
+            (self.driver.read(STATUS, 1)[0], written)
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_in_other_pieces() {
+        let mut bench = Bench::scratch();
+        let bytes: Vec<u8> = (0..4096u32).map(|i| (i / 7) as u8).collect();
+        bench.driver.ram.put(DATA, &bytes).unwrap();
+        let pieces = [(DATA, 1000), (DATA + 1000, 3096)];
+        assert_eq!(bench.request(1, 8, &pieces, &[]), (0, 1));
+        let pieces = [(DATA + 0x8000, 2048), (DATA + 0x9000, 2048)];
+        assert_eq!(bench.request(0, 8, &[], &pieces), (0, 4097));
+        assert_eq!(bench.driver.read(DATA + 0x8000, 2048), bytes[..2048]);
+        assert_eq!(bench.driver.read(DATA + 0x9000, 2048), bytes[2048..]);
+        assert_eq!(bench.request(4, 0, &[], &[]), (0, 1));
+        assert_eq!(bench.driver.interrupt.status(), 1);
+        let stats = bench.device.counters.stats();
+        assert_eq!((stats.reads, stats.writes, stats.flushes), (1, 1, 1));
+        assert_eq!((stats.read_bytes, stats.written_bytes), (4096, 4096));
+    }
+
+    #[test]
+    fn discarded_sectors_read_as_zeros() {
+        let mut bench = Bench::scratch();
+        bench.driver.ram.put(DATA, &[7; 8192]).unwrap();
+        assert_eq!(bench.request(1, 0, &[(DATA, 8192)], &[]).0, 0);
+        let mut segment = 0u64.to_le_bytes().to_vec();
+        segment.extend_from_slice(&8u32.to_le_bytes());
+        segment.extend_from_slice(&0u32.to_le_bytes());
+        bench.driver.ram.put(DATA, &segment).unwrap();
+        assert_eq!(bench.request(11, 0, &[(DATA, 16)], &[]).0, 0);
+        assert_eq!(bench.request(0, 7, &[], &[(DATA, 1024)]).0, 0);
+        let bytes = bench.driver.read(DATA, 1024);
+        assert!(bytes[..512] == [0; 512] && bytes[512..] == [7; 512]);
+    }
+
+    #[test]
+    fn refuses_what_is_beyond_the_disk_or_unknown() {
+        let mut bench = Bench::scratch();
+        assert_eq!(bench.request(0, 2048, &[], &[(DATA, 512)]), (1, 1));
+        assert_eq!(bench.request(1, 2047, &[(DATA, 1024)], &[]), (1, 1));
+        assert_eq!(bench.request(77, 0, &[], &[]), (2, 1));
+        assert_eq!(bench.device.counters.stats().errors, 3);
+    }
+
+    #[test]
+    fn buffers_outside_of_memory_come_back_untouched() {
+        let mut bench = Bench::scratch();
+        let queue = &mut bench.driver.queues[0];
+        queue.add(&[(HEADER, 16)], &[(u64::MAX - 100, 512), (STATUS, 1)]);
+        queue.add(&[], &[]);
+        assert!(!bench.device.process());
+        let queue = &mut bench.driver.queues[0];
+        assert_eq!(queue.used().map(|(_, written)| written), Some(0));
+        assert_eq!(queue.used().map(|(_, written)| written), Some(0));
+    }
+
+    #[test]
+    fn the_window_shows_images_and_takes_no_writes() {
+        let window = Window::new();
+        let mut bench = Bench::new(Box::new(window.clone()));
+        let mut file = File::from(sys::memory_file(c"image").unwrap());
+        file.write_all(&[5; 4096]).unwrap();
+        window.map(1 << 20, 4096, file).unwrap();
+        assert_eq!(bench.request(0, 2048, &[], &[(DATA, 4096)]), (0, 4097));
+        assert_eq!(bench.driver.read(DATA, 4096), [5; 4096]);
+        assert_eq!(bench.request(1, 2048, &[(DATA, 512)], &[]).0, 1);
+        assert_eq!(bench.request(8, 0, &[], &[(DATA, 20)]), (0, 21));
+        assert_eq!(bench.driver.read(DATA, 7), b"window\0");
+        let capacity = u64::from_le_bytes(bench.device.config()[..8].try_into().unwrap());
+        assert_eq!(capacity * 512, 16 << 40);
+    }
+}

@@ -73,6 +73,21 @@ impl Net {
         })
     }
 
+    /// A NIC over anything that gives and takes packets, as a TAP does.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn over(ram: GuestRam, wire: File) -> Self {
+        Self {
+            ram,
+            tap: Some(wire),
+            readable: false,
+            features: config::features(Offloads::TcpAndUdp),
+            config: config::space(None),
+            counters: Arc::default(),
+            chain: Chain::default(),
+            live: None,
+        }
+    }
+
     /// The TAP, to wait for (edge-triggered).
     pub fn tap(&self) -> Option<BorrowedFd<'_>> {
         self.tap.as_ref().map(AsFd::as_fd)
@@ -255,5 +270,140 @@ impl VirtioDevice for Net {
 
     fn reset(&mut self) {
         self.live = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    use super::*;
+    use crate::devices::virtio::testing::{BUFFERS, TestDriver};
+
+    /// A NIC whose TAP is one end of a packet socket pair; the other end is the wire.
+    struct Bench {
+        device: Net,
+        driver: TestDriver,
+        wire: File,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let pair = || -> nix::Result<(OwnedFd, OwnedFd)> {
+                let flags = SockFlag::SOCK_NONBLOCK;
+                socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)
+            };
+            let (tap, wire) = pair().unwrap();
+            let ram = TestDriver::memory();
+            let mut device = Net::over(ram, File::from(tap));
+            let driver = TestDriver::start(ram, &mut device);
+            Self {
+                device,
+                driver,
+                wire: File::from(wire),
+            }
+        }
+
+        /// Gives the device receive buffers of these sizes, one after the other.
+        fn offer(&mut self, count: usize, size: u32) {
+            for index in 0..count {
+                let address = BUFFERS + index as u64 * u64::from(size);
+                self.driver.queues[0].add(&[], &[(address, size)]);
+            }
+        }
+    }
+
+    fn packet(length: usize) -> Vec<u8> {
+        (0..length).map(|i| (i / 3) as u8).collect()
+    }
+
+    #[test]
+    fn sends_whole_packets_with_their_header() {
+        let mut bench = Bench::new();
+        let bytes = packet(1000);
+        bench.driver.ram.put(BUFFERS, &bytes).unwrap();
+        let parts = [(BUFFERS, 12), (BUFFERS + 12, 500), (BUFFERS + 512, 488)];
+        bench.driver.queues[1].add(&parts, &[]);
+        assert!(!bench.device.process());
+        let mut got = vec![0; 2000];
+        assert_eq!(bench.wire.read(&mut got).unwrap(), 1000);
+        assert_eq!(got[..1000], bytes);
+        assert!(bench.driver.queues[1].used().is_some());
+        assert_eq!(bench.device.counters.stats().sent_bytes, 1000);
+    }
+
+    #[test]
+    fn drops_packets_that_are_none() {
+        let mut bench = Bench::new();
+        for length in [0, 25, 66_000] {
+            bench.driver.queues[1].add(&[(BUFFERS, length)], &[]);
+        }
+        assert!(!bench.device.process());
+        assert_eq!(bench.device.counters.stats().dropped, 3);
+        assert!(bench.wire.read(&mut [0; 10]).is_err());
+    }
+
+    #[test]
+    fn a_large_packet_fills_several_buffers() {
+        let mut bench = Bench::new();
+        bench.offer(40, 2048);
+        let bytes = packet(5000);
+        bench.wire.write_all(&bytes).unwrap();
+        bench.wire.write_all(&packet(100)).unwrap();
+        assert!(!bench.device.tap_readable());
+        let lengths: Vec<u32> = std::iter::from_fn(|| bench.driver.queues[0].used())
+            .map(|(_, written)| written)
+            .collect();
+        assert_eq!(lengths, [2048, 2048, 904, 100]);
+        let mut expected = bytes;
+        expected[10..12].copy_from_slice(&3u16.to_le_bytes());
+        assert_eq!(bench.driver.read(BUFFERS, 5000), expected);
+        let second = bench.driver.read(BUFFERS + 3 * 2048, 12);
+        assert_eq!(second[10..], [1, 0]);
+        assert_eq!(bench.device.counters.stats().received_packets, 2);
+    }
+
+    #[test]
+    fn packets_wait_on_the_wire_until_the_driver_has_room() {
+        let mut bench = Bench::new();
+        bench.wire.write_all(&packet(100)).unwrap();
+        bench.offer(3, 2048);
+        assert!(!bench.device.tap_readable());
+        assert!(bench.driver.queues[0].used().is_none());
+        bench.offer(40, 2048);
+        assert!(!bench.device.process());
+        assert_eq!(
+            bench.driver.queues[0].used().map(|(_, written)| written),
+            Some(100)
+        );
+    }
+
+    #[test]
+    fn receive_buffers_without_room_for_a_header_come_back() {
+        let mut bench = Bench::new();
+        bench.offer(1, 11);
+        bench.driver.queues[0].add(&[], &[(u64::MAX, 4096)]);
+        bench.wire.write_all(&packet(100)).unwrap();
+        assert!(!bench.device.tap_readable());
+        let back: Vec<u32> = std::iter::from_fn(|| bench.driver.queues[0].used())
+            .map(|(_, written)| written)
+            .collect();
+        assert_eq!(back, [0, 0]);
+    }
+
+    #[test]
+    fn without_a_network_the_link_is_down() {
+        let net = Net::new(TestDriver::memory(), None, Arc::default()).unwrap();
+        assert_eq!(net.config()[6..8], [0, 0]);
+        let spec = NetSpec {
+            mac: [2, 0, 0, 0, 0, 9],
+            mtu: 9000,
+        };
+        let space = config::space(Some(&spec));
+        assert_eq!(space[..8], [2, 0, 0, 0, 0, 9, 1, 0]);
+        assert_eq!(space[10..12], 9000u16.to_le_bytes());
     }
 }

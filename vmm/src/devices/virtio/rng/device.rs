@@ -96,3 +96,48 @@ impl VirtioDevice for Rng {
         self.live = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::testing::{BUFFERS, TestDriver};
+
+    #[test]
+    fn gives_entropy_up_to_its_limits() {
+        let ram = TestDriver::memory();
+        let mut device = Rng::new(ram, Arc::default());
+        let mut driver = TestDriver::start(ram, &mut device);
+        driver.queues[0].add(&[], &[(BUFFERS, 16), (BUFFERS + 100, 1000)]);
+        assert_eq!(device.process(), None);
+        assert_eq!(
+            driver.queues[0].used().map(|(_, written)| written as usize),
+            Some(MAX_REQUEST)
+        );
+        assert_ne!(driver.read(BUFFERS, 16), [0; 16]);
+        assert_eq!(driver.read(BUFFERS + 100 + 240, 10), [0; 10]);
+        assert_eq!(driver.interrupt.status(), 1);
+    }
+
+    #[test]
+    fn a_guest_that_takes_too_much_waits() {
+        let ram = TestDriver::memory();
+        let mut device = Rng::new(ram, Arc::default());
+        let mut driver = TestDriver::start(ram, &mut device);
+        let mut given = 0;
+        let wait = loop {
+            driver.queues[0].add(&[], &[(BUFFERS, 4096)]);
+            let wait = device.process();
+            given += driver.queues[0].used().map_or(0, |(_, written)| written);
+            if wait.is_some() {
+                break wait;
+            }
+        };
+        assert_eq!(given as usize, BURST);
+        assert_eq!(wait, Some(Duration::from_millis(REFILL_MILLIS)));
+        driver.queues[0].add(&[], &[(BUFFERS, 4096)]);
+        assert!(device.process().is_some());
+        assert!(driver.queues[0].used().is_none());
+        assert_eq!(device.refill(), None);
+        assert!(driver.queues[0].used().is_some());
+    }
+}

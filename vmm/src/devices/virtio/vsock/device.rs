@@ -138,7 +138,11 @@ impl Vsock {
                 | EpollFlags::EPOLLET;
             let event = EpollEvent::new(flags, u64::from(port));
             if self.epoll.add(&socket, event).is_ok() {
-                self.connections.insert(port, Connection::new(socket, port));
+                let mut connection = Connection::new(socket, port);
+                // Most clients have sent their first line by now.
+                connection.socket_event(false, self.guest_ready);
+                self.connections.insert(port, connection);
+                self.look_after(port);
             }
         }
     }
@@ -327,5 +331,288 @@ impl VirtioDevice for Vsock {
         self.guest_ready = false;
         self.connections
             .retain(|_, connection| !connection.known_to_guest());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::{SocketAddr, UnixStream};
+    use std::os::linux::net::SocketAddrExt;
+
+    use super::super::packet::{SHUTDOWN_BOTH, SHUTDOWN_SEND};
+    use super::*;
+    use crate::devices::virtio::testing::{BUFFERS, TestDriver};
+
+    const RECEIVE: usize = 0;
+    const TRANSMIT: usize = 1;
+    const BUFFER_SIZE: u32 = 4096;
+    const PACKET: u64 = BUFFERS + 0x20_0000;
+
+    struct Bench {
+        device: Vsock,
+        driver: TestDriver,
+        address: SocketAddr,
+        /// Receive buffers given so far, to find each one's address.
+        offered: u64,
+    }
+
+    impl Bench {
+        fn new(name: &str) -> Self {
+            let name = format!("joey-vsock-test-{}-{name}", std::process::id());
+            let address = SocketAddr::from_abstract_name(name).unwrap();
+            let listener = UnixListener::bind_addr(&address).unwrap();
+            let ram = TestDriver::memory();
+            let mut device = Vsock::new(ram, listener, Arc::default()).unwrap();
+            let driver = TestDriver::start(ram, &mut device);
+            let mut bench = Self {
+                device,
+                driver,
+                address,
+                offered: 0,
+            };
+            bench.offer(64);
+            bench
+        }
+
+        fn offer(&mut self, count: u64) {
+            for _ in 0..count {
+                let slot = self.offered % 128;
+                let address = BUFFERS + slot * u64::from(BUFFER_SIZE);
+                self.driver.queues[RECEIVE].add(&[], &[(address, BUFFER_SIZE)]);
+                self.offered += 1;
+            }
+        }
+
+        fn client(&self, port: u32) -> UnixStream {
+            let mut client = UnixStream::connect_addr(&self.address).unwrap();
+            writeln!(client, "CONNECT {port}").unwrap();
+            client
+        }
+
+        /// All packets that the guest has received.
+        fn received(&mut self) -> Vec<(Header, Vec<u8>)> {
+            let mut packets = Vec::new();
+            while let Some((head, length)) = self.driver.queues[RECEIVE].used() {
+                let address = BUFFERS + u64::from(head) * u64::from(BUFFER_SIZE);
+                let bytes = self.driver.read(address, length as usize);
+                let header: [u8; HEADER_SIZE] = bytes[..HEADER_SIZE].try_into().unwrap();
+                packets.push((Header::from_bytes(&header), bytes[HEADER_SIZE..].to_vec()));
+            }
+            packets
+        }
+
+        fn send_header(&mut self, header: Header, data: &[u8]) {
+            let mut bytes = header.to_bytes().to_vec();
+            bytes.extend_from_slice(data);
+            self.driver.ram.put(PACKET, &bytes).unwrap();
+            self.driver.queues[TRANSMIT].add(&[(PACKET, bytes.len() as u32)], &[]);
+            self.device.process_queues();
+            assert!(self.driver.queues[TRANSMIT].used().is_some());
+        }
+
+        /// A packet of the guest to a port of the host.
+        fn send(&mut self, op: u16, from: u32, to: u32, flags: u32, data: &[u8]) {
+            self.send_header(
+                Header {
+                    src_cid: GUEST_CID,
+                    dst_cid: HOST_CID,
+                    src_port: from,
+                    dst_port: to,
+                    len: data.len() as u32,
+                    kind: TYPE_STREAM,
+                    op,
+                    flags,
+                    buf_alloc: 1 << 18,
+                    fwd_cnt: 0,
+                },
+                data,
+            );
+        }
+
+        fn ready(&mut self) {
+            self.send(op::REQUEST, 99, READY_PORT, 0, b"");
+            assert!(self.device.take_ready());
+            let answer = self.received();
+            assert_eq!(answer[0].0.op, op::RST);
+            assert_eq!(answer[0].0.dst_port, 99);
+        }
+
+        /// A connection to guest port 5, and the host's port of it.
+        fn open(&mut self) -> (UnixStream, u32) {
+            let mut client = self.client(5);
+            self.device.process_sockets();
+            let request = self.received().pop().unwrap().0;
+            assert_eq!((request.op, request.dst_port), (op::REQUEST, 5));
+            self.send(op::RESPONSE, 5, request.src_port, 0, b"");
+            let mut line = [0; 14];
+            client.read_exact(&mut line).unwrap();
+            assert_eq!(line.to_vec(), format!("OK {}\n", request.src_port).as_bytes());
+            (client, request.src_port)
+        }
+    }
+
+    #[test]
+    fn connections_wait_for_the_guest() {
+        let mut bench = Bench::new("wait");
+        let _one = bench.client(5);
+        let _two = bench.client(6);
+        bench.device.process_sockets();
+        assert!(bench.received().is_empty());
+        bench.send(op::REQUEST, 99, READY_PORT, 0, b"");
+        assert!(bench.device.take_ready() && !bench.device.take_ready());
+        let ops: Vec<_> = bench
+            .received()
+            .iter()
+            .map(|(header, _)| (header.op, header.dst_port))
+            .collect();
+        assert_eq!(ops, [(op::RST, 99), (op::REQUEST, 5), (op::REQUEST, 6)]);
+        bench.send(op::REQUEST, 98, READY_PORT, 0, b"");
+        assert!(!bench.device.take_ready());
+    }
+
+    #[test]
+    fn bytes_go_both_ways_and_ends_follow_them() {
+        let mut bench = Bench::new("both");
+        bench.ready();
+        let (mut client, port) = bench.open();
+        client.write_all(b"to the guest").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        bench.device.process_sockets();
+        bench.device.process_sockets();
+        let packets = bench.received();
+        assert_eq!(packets[0].1, b"to the guest");
+        assert_eq!(packets[1].0.op, op::SHUTDOWN);
+        assert_eq!(packets[1].0.flags, SHUTDOWN_SEND);
+        bench.send(op::RW, 5, port, 0, b"to the host");
+        bench.send(op::SHUTDOWN, 5, port, SHUTDOWN_BOTH, b"");
+        let mut text = String::new();
+        client.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "to the host");
+        assert_eq!(bench.received().pop().unwrap().0.op, op::RST);
+        assert!(bench.device.connections.is_empty());
+        let stats = bench.device.counters.stats();
+        assert_eq!((stats.bytes_to_guest, stats.bytes_to_host), (12, 11));
+    }
+
+    #[test]
+    fn a_slow_guest_holds_bytes_back_without_loss() {
+        let mut bench = Bench::new("slow");
+        bench.ready();
+        let (mut client, _) = bench.open();
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i * 7) as u8).collect();
+        client.write_all(&data).unwrap();
+        drop(client);
+        let mut got = Vec::new();
+        let mut ended = false;
+        for _ in 0..200 {
+            bench.device.process_sockets();
+            for (header, bytes) in bench.received() {
+                got.extend(bytes);
+                ended |= header.op == op::SHUTDOWN && header.flags == SHUTDOWN_BOTH;
+                bench.offer(1);
+            }
+        }
+        assert!(ended && got == data);
+        assert!(bench.device.connections.is_empty());
+    }
+
+    #[test]
+    fn strays_are_refused_and_resets_are_not_answered() {
+        let mut bench = Bench::new("stray");
+        for op in [op::REQUEST, op::RW, op::SHUTDOWN, 77] {
+            bench.send(op, 5, 1234, 0, b"x");
+            let answers = bench.received();
+            assert_eq!(answers.len(), 1);
+            assert_eq!(answers[0].0.op, op::RST);
+            assert_eq!((answers[0].0.src_port, answers[0].0.dst_port), (1234, 5));
+        }
+        bench.send(op::RST, 5, 1234, 0, b"");
+        assert!(bench.received().is_empty());
+    }
+
+    #[test]
+    fn a_connection_belongs_to_one_guest_port() {
+        let mut bench = Bench::new("port");
+        bench.ready();
+        let (_client, port) = bench.open();
+        bench.send(op::RW, 6, port, 0, b"forged");
+        assert_eq!(bench.received()[0].0.op, op::RST);
+        assert_eq!(bench.device.connections.len(), 1);
+    }
+
+    #[test]
+    fn nonsense_is_dropped() {
+        let mut bench = Bench::new("nonsense");
+        let good = Header {
+            src_cid: GUEST_CID,
+            dst_cid: HOST_CID,
+            src_port: 5,
+            dst_port: 1,
+            kind: TYPE_STREAM,
+            op: op::REQUEST,
+            ..Header::default()
+        };
+        for header in [
+            Header { src_cid: 4, ..good },
+            Header { dst_cid: 1, ..good },
+            Header { len: 1, ..good },
+            Header { len: u32::MAX, ..good },
+        ] {
+            bench.send_header(header, b"");
+        }
+        bench.driver.queues[TRANSMIT].add(&[(PACKET, 43)], &[]);
+        bench.driver.queues[TRANSMIT].add(&[(u64::MAX, 44)], &[]);
+        bench.device.process_queues();
+        assert_eq!(bench.device.counters.stats().bad_packets, 6);
+        assert!(bench.received().is_empty());
+        assert!(!bench.device.take_ready());
+    }
+
+    #[test]
+    fn a_guest_that_takes_no_answers_is_not_listened_to() {
+        let mut bench = Bench::new("flood");
+        let mut sent = 0;
+        for _ in 0..3 {
+            for _ in 0..60 {
+                let header = Header {
+                    src_cid: GUEST_CID,
+                    dst_cid: HOST_CID,
+                    dst_port: 7,
+                    op: op::REQUEST,
+                    ..Header::default()
+                };
+                bench.driver.ram.put(PACKET, &header.to_bytes()).unwrap();
+                bench.driver.queues[TRANSMIT].add(&[(PACKET, HEADER_SIZE as u32)], &[]);
+                sent += 1;
+            }
+            while bench.device.process_queues() {}
+            while bench.driver.queues[TRANSMIT].used().is_some() {}
+        }
+        assert!(bench.device.replies.len() <= MAX_REPLIES);
+        // As soon as it takes them, all are answered.
+        let mut answers = bench.received().len();
+        while answers < sent {
+            bench.offer(60);
+            while bench.device.process_queues() {}
+            let more = bench.received().len();
+            assert!(more > 0);
+            answers += more;
+        }
+        assert_eq!(answers, sent);
+    }
+
+    #[test]
+    fn a_new_driver_starts_afresh() {
+        let mut bench = Bench::new("reset");
+        bench.ready();
+        let (mut client, _) = bench.open();
+        let waiting = bench.client(9);
+        bench.device.process_sockets();
+        bench.device.reset();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        assert!(bench.device.connections.is_empty());
+        drop(waiting);
+        assert!(!bench.device.process_queues());
     }
 }

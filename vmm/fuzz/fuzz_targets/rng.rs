@@ -1,0 +1,19 @@
+//! Requests of a hostile guest for entropy.
+#![no_main]
+
+use std::sync::Arc;
+
+use libfuzzer_sys::fuzz_target;
+use vmm::devices::virtio::rng::Rng;
+use vmm_fuzz::{Deed, carry_out, exhaust, memory, start};
+
+fuzz_target!(|deeds: Vec<Deed>| {
+    let ram = memory();
+    let mut device = Rng::new(ram, Arc::default());
+    let mut driver = start(ram, &mut device);
+    for deed in &deeds {
+        if carry_out(&mut driver, deed) {
+            exhaust(|| device.refill().is_some());
+        }
+    }
+});
