@@ -4,6 +4,8 @@
 
 FUZZ_SECONDS ?= 60
 GUEST_TARGET := x86_64-unknown-linux-gnu
+# Built by `build` already: the test host need not do it again.
+export JOEY_PARTS := $(CURDIR)/target/joey
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 
 .PHONY: demo test bench fuzz shell install clean build deps check
@@ -15,7 +17,9 @@ test: build
 	cargo test --workspace
 
 bench: build
+	cargo build --release -p integration --bin bench
 	$(TESTHOST) bench
+	cp target/bench/sandbox_start.svg docs/
 
 fuzz: deps
 	scripts/fuzz.sh $(FUZZ_SECONDS)

@@ -19,8 +19,8 @@ place() { cmp -s "$1" "$out/$2" || install -m 755 "$1" "$out/$2"; }
 for binary in containerd-shim-joey-v2 joeyctl joey-vmm; do
     place "$target/release/$binary" "$binary"
 done
-"$here/guest/pack-agent.sh" "$target/x86_64-unknown-linux-gnu/guest/joey-agent" "$out/agent.cpio.new"
+"$here/guest/pack-agent.sh" "$target/x86_64-unknown-linux-gnu/guest/joey-agent" "$out/agent.cpio.new" >/dev/null
 place "$out/agent.cpio.new" agent.cpio
-rm -f "$out/agent.cpio.new"
+rm -f "$out/agent.cpio.new" >/dev/null
 kernel=$("$here/kernel/build.sh")
 place "$kernel" vmlinux

@@ -42,33 +42,6 @@ pub struct Container {
     first: Option<OwnedFd>,
 }
 
-/// What a create that fails takes away again.
-#[derive(Default)]
-struct Undo {
-    dir: Option<StateDir>,
-    cgroup: Option<Cgroup>,
-    launched: Option<Launched>,
-}
-
-impl Drop for Undo {
-    fn drop(&mut self) {
-        // The error that led here is the one to be told; of these nobody would know what to do.
-        if let Some(launched) = &self.launched {
-            // It is this process's child and waits to be started: nobody else ends or collects it.
-            let _ = sys::send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
-            let _ = process::reap(launched.pidfd.as_fd());
-        }
-        if let Some(cgroup) = &self.cgroup {
-            let _ = cgroup.kill().and_then(|()| cgroup.wait_empty());
-            let _ = cgroup.remove();
-            cgroup.undo();
-        }
-        if let Some(dir) = &self.dir {
-            let _ = dir.remove();
-        }
-    }
-}
-
 impl Container {
     /// Makes the container up to the point where its command can be started: namespaces, cgroup,
     /// root file system, rights and limits are in place, the command has been found, and its
@@ -92,46 +65,27 @@ impl Container {
                 tracing::warn!("container {id}: cannot be given {}", missing.join(", "));
             }
         }
-        let mut undo = Undo::default();
-        let dir = undo.dir.insert(StateDir::create(&state_dir, &id)?);
-        let listener = dir.listen()?;
-        let mount = cgroup::mount_point()?;
-        let cgroup = Cgroup::create(&mount, &plan.cgroup)?;
-        let cgroup = undo.cgroup.insert(cgroup);
-        cgroup.apply(&plan.resources.settings)?;
-        cgroup.set_device_rules(&plan.resources.devices)?;
-
+        let dir = StateDir::create(&state_dir, &id)?;
         let mut saved = Saved {
             id,
             bundle,
             pid: 0,
             born: 0,
-            cgroup: cgroup.path().to_owned(),
+            cgroup: PathBuf::new(),
             created: SystemTime::now(),
             spec,
         };
-        let state = saved.state(ContainerState::Creating);
-        let launched = process::create(&plan, cgroup, &mount, listener, io, state.clone())
-            .inspect_err(|_| {
-                // Hooks that have run may have something to take back.
-                hooks::run_all("poststop", plan.hooks.poststop(), &state);
-            })?;
-        let launched = undo.launched.insert(launched);
-        let system = |what| move |source| CreateError::System { what, source };
-        saved.pid = launched.pid;
-        saved.born = born(launched.pid).map_err(system("read the age of the process"))?;
-        dir.save(&saved)?;
-        let first = launched
-            .pidfd
-            .try_clone()
-            .map_err(system("keep the process"))?;
-        undo.cgroup = None;
-        match (undo.dir.take(), undo.launched.take()) {
-            (Some(dir), Some(launched)) => {
+        // Each of these functions takes back what it has made itself. The error is what the caller
+        // must learn; should something resist being taken back, there is nothing better to do.
+        match make(&plan, &dir, &mut saved, io) {
+            Ok((first, launched)) => {
                 let first = Some(first);
                 Ok((Self { saved, dir, first }, launched))
             }
-            _ => unreachable!("both have been put there above"),
+            Err(error) => {
+                let _ = dir.remove();
+                Err(error)
+            }
         }
     }
 
@@ -442,6 +396,67 @@ impl Container {
         let link = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
         link("self") == link(&self.saved.pid.to_string())
     }
+}
+
+/// Makes the cgroup and all that is in it.
+fn make(
+    plan: &Plan,
+    dir: &StateDir,
+    saved: &mut Saved,
+    io: Io,
+) -> Result<(OwnedFd, Launched), CreateError> {
+    let mount = cgroup::mount_point()?;
+    let cgroup = Cgroup::create(&mount, &plan.cgroup)?;
+    saved.cgroup = cgroup.path().to_owned();
+    let made = launch(plan, dir, saved, io, &cgroup, &mount);
+    if made.is_err() {
+        let _ = cgroup.kill().and_then(|()| cgroup.wait_empty());
+        let _ = cgroup.remove();
+        cgroup.undo();
+    }
+    made
+}
+
+/// Limits the cgroup, makes the first process in it and writes the state. Returns a second
+/// descriptor of the process.
+fn launch(
+    plan: &Plan,
+    dir: &StateDir,
+    saved: &mut Saved,
+    io: Io,
+    cgroup: &Cgroup,
+    mount: &Path,
+) -> Result<(OwnedFd, Launched), CreateError> {
+    cgroup.apply(&plan.resources.settings)?;
+    cgroup.set_device_rules(&plan.resources.devices)?;
+    let listener = dir.listen()?;
+    let state = saved.state(ContainerState::Creating);
+    let launched =
+        process::create(plan, cgroup, mount, listener, io, state.clone()).inspect_err(|_| {
+            // Hooks that have run may have something to take back.
+            hooks::run_all("poststop", plan.hooks.poststop(), &state);
+        })?;
+    match keep(dir, saved, &launched) {
+        Ok(first) => Ok((first, launched)),
+        Err(error) => {
+            // It is this process's child and waits to be started: nobody else ends or collects it.
+            let _ = sys::send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
+            let _ = process::reap(launched.pidfd.as_fd());
+            Err(error)
+        }
+    }
+}
+
+/// Writes the state of a container whose first process is there.
+fn keep(dir: &StateDir, saved: &mut Saved, launched: &Launched) -> Result<OwnedFd, CreateError> {
+    let system = |what| move |source| CreateError::System { what, source };
+    saved.pid = launched.pid;
+    saved.born = born(launched.pid).map_err(system("read the age of the first process"))?;
+    dir.save(saved)?;
+    launched
+        .pidfd
+        .try_clone()
+        .map_err(system("keep the first process"))
 }
 
 impl Saved {

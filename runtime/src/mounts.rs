@@ -227,14 +227,14 @@ fn file_system(plan: &Plan, root: &Root, mount: &MountPlan) -> Step<()> {
         options.push(("context".to_owned(), Some(label.clone())));
     }
     let fatal = matches!(kind.as_str(), "proc" | "sysfs");
-    let place = if fatal && root.open(destination).is_ok() {
+    let mut place = root.make_directory(destination).stage(stage)?;
+    if fatal {
         // A link here would put them elsewhere, and leave what must be hidden in them unhidden.
         let flags = OFlags::PATH | OFlags::DIRECTORY;
-        root.open_with(destination, flags, ResolveFlags::NO_SYMLINKS)
-    } else {
-        root.make_directory(destination)
+        place = root
+            .open_with(destination, flags, ResolveFlags::NO_SYMLINKS)
+            .stage(stage)?;
     }
-    .stage(stage)?;
     let made = new_file_system(kind, source, &options, mount.attributes.set);
     let tree = match made {
         // The kernel shows these only to the user namespace that owns what they show; the

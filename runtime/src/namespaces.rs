@@ -110,6 +110,7 @@ pub(crate) fn write_mappings(pid: u32, plan: &NamespacePlan) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct ChildrenIn {
     own: OwnedFd,
+    dumpable: bool,
 }
 
 impl ChildrenIn {
@@ -122,8 +123,9 @@ impl ChildrenIn {
             OFlags::RDONLY | OFlags::CLOEXEC,
             Mode::empty(),
         )?;
+        let dumpable = sys::is_dumpable();
         sys::set_dumpable(false)?;
-        let guard = Self { own };
+        let guard = Self { own, dumpable };
         sys::set_namespace(namespace, NamespaceKind::Pid.flag())?;
         Ok(guard)
     }
@@ -136,7 +138,7 @@ impl Drop for ChildrenIn {
         if let Err(error) = sys::set_namespace(self.own.as_fd(), NamespaceKind::Pid.flag()) {
             panic!("cannot return to the own pid namespace: {error}");
         }
-        let _ = sys::set_dumpable(true);
+        let _ = sys::set_dumpable(self.dumpable);
     }
 }
 

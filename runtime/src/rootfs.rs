@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
@@ -140,8 +141,7 @@ impl Root {
                         return Err(Errno::LOOP.into());
                     }
                     let target = readlinkat(&parent, part.as_os_str(), Vec::new())?;
-                    let target =
-                        PathBuf::from(OsString::from(target.to_string_lossy().into_owned()));
+                    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
                     if target.is_absolute() {
                         done.clear();
                     }
@@ -361,7 +361,6 @@ fn unescape(path: &str) -> PathBuf {
             }
         }
     }
-    use std::os::unix::ffi::OsStringExt;
     PathBuf::from(OsString::from_vec(plain))
 }
 

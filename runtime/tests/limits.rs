@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Bundle, has_controller};
-use serde_json::{Value, json};
+use serde_json::json;
 
 #[test]
 fn devices_are_allowed_by_rules() {
@@ -106,17 +106,18 @@ fn processor_time_is_limited_and_counted() {
     if !has_controller("cpu") {
         return;
     }
-    let mut bundle = Bundle::new("cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/cpu.weight");
+    let mut bundle = Bundle::new("exec sleep 1000");
     bundle.spec["linux"]["resources"]["cpu"] =
-        json!({"shares": 2048, "quota": 50000, "period": 100_000});
-    let outcomes = bundle.take(json!(["create", "start", "wait", "stats",
-        {"update": {"cpu": {"quota": 20000, "period": 50000}}}, {"delete": {"force": false}}]));
-    let text = outcomes[2]["output"].as_str().unwrap();
-    let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines[0], "50000 100000");
-    assert!(lines[1].parse::<u64>().unwrap() > 100);
+        json!({"shares": 1024, "quota": 50000, "period": 100_000});
+    let look = json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
+        "args": ["cat", "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu.weight"]}}});
+    let outcomes = bundle.take(json!(["create", "start", look, "stats",
+        {"update": {"cpu": {"period": 50000}}}, look,
+        {"update": {"cpu": {"quota": -1, "shares": 2}}}, look, {"delete": {"force": true}}]));
+    assert_eq!(outcomes[2]["output"], "50000 100000\n100\n");
     assert!(outcomes[3]["cpu_usage"].as_u64().unwrap() > 0);
-    assert_eq!(outcomes[4], Value::Null);
+    assert_eq!(outcomes[5]["output"], "50000 50000\n100\n");
+    assert_eq!(outcomes[7]["output"], "max 100000\n1\n");
 }
 
 #[test]

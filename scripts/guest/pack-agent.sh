@@ -28,3 +28,4 @@ pad() { head -c $((-$1 & 3)) /dev/zero; }
     entry init 100755 "$agent"
     entry TRAILER!!! 0
 } >"$out"
+realpath "$out"

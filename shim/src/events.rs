@@ -117,11 +117,13 @@ impl Publisher {
     }
 
     /// Queues an event. Never waits.
-    pub fn publish(&self, event: &(impl Event + Message)) {
+    pub fn publish<E: Event + Message>(&self, event: &E) {
         let topic = event.topic();
         let any = Any {
-            // containerd's registry of types knows them without a prefix.
-            type_url: event.descriptor_dyn().full_name().to_owned(),
+            // containerd's registry of types knows them without a prefix. Not from
+            // the descriptor: that would build the description of every message
+            // in memory.
+            type_url: format!("containerd.events.{}", E::NAME),
             value: match event.write_to_bytes() {
                 Ok(value) => value,
                 Err(error) => {

@@ -28,7 +28,7 @@ use crate::stages::Stages;
 
 /// How long a guest may take from power-on until its agent answers. A node under
 /// load boots slowly; a guest that hangs must still fail.
-const READY_TIME: Duration = Duration::from_secs(60);
+const READY_TIME: Duration = Duration::from_secs(120);
 
 /// Where a VM that does not boot is explained.
 const DOCTOR: &str = "`joeyctl doctor` tells whether this host can run VMs";

@@ -44,7 +44,7 @@ pub fn firecracker_boot(firecracker: &Path, parts: &Parts) -> anyhow::Result<Run
             "boot-source": {
                 "kernel_image_path": parts.kernel,
                 "initrd_path": parts.initramfs,
-                "boot_args": "reboot=k panic=-1 nomodule quiet 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce",
+                "boot_args": "reboot=k panic=-1 nomodule quiet i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce",
             },
             "machine-config": {"vcpu_count": 1, "mem_size_mib": parts.memory_mib},
             "drives": [],

@@ -64,7 +64,6 @@ pub struct Pod {
 /// A container of a [`Pod`]; removed with it.
 pub struct Container {
     pub id: String,
-    pub log: String,
 }
 
 impl Pod {
@@ -104,19 +103,13 @@ impl Pod {
 
     /// Creates a container; `extra` is merged into its config.
     pub fn create(&self, image: &str, extra: Value) -> Container {
-        let (path, log) = container_config(image, extra);
+        let path = container_config(image, extra);
         let id = sh(&format!("crictl create {} {path} {}", self.id, self.config));
         let directory = sh(&format!("jq -r .log_directory {}", self.config));
         Container {
             id,
             log: format!("{directory}/{log}"),
         }
-    }
-
-    /// The command that would create this container, for tests of failures.
-    pub fn create_command(&self, image: &str, extra: Value) -> String {
-        let (path, _) = container_config(image, extra);
-        format!("crictl create {} {path} {}", self.id, self.config)
     }
 
     /// `crictl inspectp` as JSON.
@@ -182,7 +175,8 @@ impl Container {
     }
 }
 
-fn container_config(image: &str, extra: Value) -> (String, String) {
+/// Writes a container's config into the host and returns its path.
+fn container_config(image: &str, extra: Value) -> String {
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut config = json!({
         "metadata": {"name": format!("c{n}"), "attempt": 0},
@@ -193,7 +187,7 @@ fn container_config(image: &str, extra: Value) -> (String, String) {
     merge(&mut config, extra);
     let path = format!("/tmp/container{n}.json");
     write(&path, &config);
-    (path, format!("{n}.log"))
+    path
 }
 
 fn write(path: &str, config: &Value) {

@@ -127,7 +127,7 @@ fn bulk_data_is_intact() {
     let address = one.addresses().remove(0);
     let expected = server.sh("sha256sum < /www/index.html");
     assert_eq!(
-        fetch(&client, &format!("{address}")).len(),
+        fetch(&client, &address).len(),
         server.sh("cat /www/index.html").len()
     );
     assert_eq!(

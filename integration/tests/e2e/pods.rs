@@ -85,7 +85,15 @@ fn two_containers_share_the_network() {
             "mkdir /www; echo from-the-other > /www/index.html; httpd -f -p 127.0.0.1:8080 -h /www",
         ],
     );
-    let client = pod.start(BUSYBOX, &["sleep", "1000"]);
+    // Without this the CRI shares one pid namespace in the pod, as with runc.
+    let client = pod.create(
+        BUSYBOX,
+        json!({
+            "command": ["sleep", "1000"],
+            "linux": {"security_context": {"namespace_options": {"pid": 1}}}
+        }),
+    );
+    sh(&format!("crictl start {}", client.id));
     let page = client.sh(
         "for i in $(seq 50); do wget -qO- http://127.0.0.1:8080/ && exit; sleep 0.2; done; exit 1",
     );

@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::LinuxCpu;
 
-use super::Setting;
+use super::{Setting, number};
 
 /// The kernel's default length of a period, in microseconds.
 const DEFAULT_PERIOD: u64 = 100_000;
@@ -11,42 +11,38 @@ const DEFAULT_PERIOD: u64 = 100_000;
 /// budgets exist in version 1 only and are left out, as other engines do.
 pub(super) fn settings(cpu: &LinuxCpu) -> Vec<Setting> {
     let mut settings = Vec::new();
-    let mut push = |field, file, value: String| {
-        settings.push(Setting::new(field, "cpu", file, value));
-    };
+    let new = |field, file, value: String| Setting::new(field, "cpu", file, value);
     if let Some(idle) = cpu.idle() {
-        push("resources.cpu.idle", "cpu.idle", idle.to_string());
+        settings.push(new("resources.cpu.idle", "cpu.idle", idle.to_string()));
     }
     // An idle group has no weight: the kernel refuses one.
     if let Some(shares) = cpu.shares().filter(|&shares| shares != 0)
         && cpu.idle() != Some(1)
     {
-        push(
-            "resources.cpu.shares",
-            "cpu.weight",
-            weight(shares).to_string(),
-        );
+        let weight = weight(shares).to_string();
+        settings.push(new("resources.cpu.shares", "cpu.weight", weight));
     }
     let quota = cpu.quota().filter(|&quota| quota != 0);
     let period = cpu.period().filter(|&period| period != 0);
+    let burst = |burst: u64| new("resources.cpu.burst", "cpu.max.burst", burst.to_string());
     // The burst may not be above the quota at any moment: take it away first, set it last.
     if quota.is_some() && cpu.burst().is_some() {
-        push("resources.cpu.burst", "cpu.max.burst", "0".to_owned());
+        settings.push(burst(0));
     }
-    if quota.is_some() || period.is_some() {
-        let quota = match quota {
-            Some(quota @ 1..) => quota.to_string(),
-            _ => "max".to_owned(),
-        };
-        push(
-            "resources.cpu.quota",
-            "cpu.max",
-            format!("{quota} {}", period.unwrap_or(DEFAULT_PERIOD)),
-        );
+    match (quota, period) {
+        (Some(quota), period) => {
+            let period = period.unwrap_or(DEFAULT_PERIOD);
+            let line = format!("{} {period}", number(quota));
+            settings.push(new("resources.cpu.quota", "cpu.max", line));
+        }
+        (None, Some(period)) => {
+            let mut setting = new("resources.cpu.period", "cpu.max", period.to_string());
+            setting.after_first = true;
+            settings.push(setting);
+        }
+        (None, None) => {}
     }
-    if let Some(burst) = cpu.burst() {
-        push("resources.cpu.burst", "cpu.max.burst", burst.to_string());
-    }
+    settings.extend(cpu.burst().map(burst));
     settings
 }
 
@@ -94,6 +90,17 @@ mod tests {
             .build()
             .unwrap();
         assert_eq!(settings(&cpu)[0].value, "max 20000");
+    }
+
+    #[test]
+    fn a_period_alone_leaves_the_quota() {
+        let cpu = LinuxCpuBuilder::default()
+            .period(20_000u64)
+            .build()
+            .unwrap();
+        let settings = settings(&cpu);
+        assert!(settings[0].after_first);
+        assert_eq!(settings[0].value, "20000");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Control groups, version 2: one directory per container, its limits and its counters.
 //!
-//! Resources of a spec first become [`Setting`]s, without touching the system; a file per
-//! controller does that. Then [`Cgroup`] carries them out.
+//! Resources of a spec first become settings, without touching the system; a file per
+//! controller does that. Then the cgroup carries them out.
 
 mod cpu;
 mod cpuset;
@@ -160,7 +160,14 @@ impl Cgroup {
                 });
             }
         }
-        let result = self.write(&setting.file, &setting.value);
+        let mut value = setting.value.clone();
+        if setting.after_first
+            && let Ok(now) = self.read(&setting.file)
+        {
+            let first = now.split_whitespace().next().unwrap_or("max");
+            value = format!("{first} {value}");
+        }
+        let result = self.write(&setting.file, &value);
         let Err(CgroupError::File { source, .. }) = &result else {
             return result;
         };

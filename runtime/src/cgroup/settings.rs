@@ -21,6 +21,8 @@ pub(crate) struct Setting {
     pub not_below: Option<(&'static str, u64)>,
     /// Whether a kernel without the file is fine.
     pub optional: bool,
+    /// Whether the first word of what the file has stays, and the value is what follows it.
+    pub after_first: bool,
 }
 
 impl Setting {
@@ -33,6 +35,7 @@ impl Setting {
             otherwise: None,
             not_below: None,
             optional: false,
+            after_first: false,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use rustix::fs::{Gid, Mode, Uid, fchown, fstat, makedev};
 use rustix::process::{Resource, Rlimit, chdir, getcwd, setrlimit, umask};
@@ -72,32 +73,26 @@ pub(super) fn set_host_attributes(process: &ProcessPlan, proc: BorrowedFd<'_>) -
     if let Some(domain) = process.personality {
         sys::set_personality(domain).stage(|| "set the personality")?;
     }
-    for (label, enabled, files) in [
-        (
-            &process.apparmor_profile,
-            "/sys/module/apparmor/parameters/enabled",
-            ["self/attr/apparmor/exec", "self/attr/exec"],
-        ),
-        (
-            &process.selinux_label,
-            "/sys/fs/selinux/enforce",
-            ["self/attr/exec", "self/attr/exec"],
-        ),
-    ] {
-        // A kernel without the module cannot confine the process; the host decides about that.
-        let Some(label) = label
-            .as_ref()
-            .filter(|_| std::path::Path::new(enabled).exists())
-        else {
-            continue;
-        };
-        let text = match files[0].contains("apparmor") {
-            true => format!("exec {label}"),
-            false => label.clone(),
-        };
-        write_at(proc, files[0], &text)
-            .or_else(|_| write_at(proc, files[1], &text))
-            .stage(|| format!("set the security label {label}"))?;
+    set_labels(process, proc)
+}
+
+/// Security labels for the command. A kernel without the module cannot confine the process: whether
+/// that is acceptable has been decided by whoever chose the kernel.
+fn set_labels(process: &ProcessPlan, proc: BorrowedFd<'_>) -> Step<()> {
+    if let Some(profile) = &process.apparmor_profile
+        && std::fs::read("/sys/module/apparmor/parameters/enabled")
+            .is_ok_and(|value| value.starts_with(b"Y"))
+    {
+        let text = format!("exec {profile}");
+        write_at(proc, "self/attr/apparmor/exec", &text)
+            .or_else(|_| write_at(proc, "self/attr/exec", &text))
+            .stage(|| format!("set the AppArmor profile {profile}"))?;
+    }
+    if let Some(label) = &process.selinux_label
+        && Path::new("/sys/fs/selinux/enforce").exists()
+    {
+        write_at(proc, "self/attr/exec", label)
+            .stage(|| format!("set the SELinux label {label}"))?;
     }
     Ok(())
 }

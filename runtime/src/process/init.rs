@@ -63,6 +63,8 @@ pub(super) fn report(channel: &Channel, failure: Failure) -> i32 {
 fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     let Inherited { plan, channel, .. } = inherited;
     sys::reset_signals();
+    // The memory is a copy of the caller's: no process of the container may look into it.
+    sys::set_dumpable(false).stage(|| "close the memory to the container")?;
     // The host's own /proc: nothing that the container mounts later can pass for it.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
@@ -78,7 +80,7 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
         })?;
     }
     setsid().stage(|| "make a session")?;
-    sys::join_session_keyring(c"container").stage(|| "make a session keyring")?;
+    sys::new_session_keyring().stage(|| "make a session keyring")?;
     finish::connect(inherited.io)?;
     finish::set_host_attributes(&plan.process, proc.as_fd())?;
     namespaces::make_late(&plan.namespaces, proc.as_fd())?;

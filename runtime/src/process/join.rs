@@ -39,10 +39,12 @@ pub(super) fn run(inherited: Inherited<'_>) -> i32 {
 fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     let process = inherited.process;
     sys::reset_signals();
+    // The memory is a copy of the caller's: no process of the container may look into it.
+    sys::set_dumpable(false).stage(|| "close the memory to the container")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
     setsid().stage(|| "make a session")?;
-    sys::join_session_keyring(c"container").stage(|| "make a session keyring")?;
+    sys::new_session_keyring().stage(|| "make a session keyring")?;
     finish::connect(inherited.io)?;
     finish::set_host_attributes(process, proc.as_fd())?;
     // From here on nothing is opened by a path of the host, and nothing of the host stays open.

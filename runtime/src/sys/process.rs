@@ -15,6 +15,13 @@ pub(crate) fn set_dumpable(dumpable: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether they may now.
+pub(crate) fn is_dumpable() -> bool {
+    // SAFETY: PR_GET_DUMPABLE takes nothing and returns a number.
+    let result = unsafe { libc::prctl(libc::PR_GET_DUMPABLE, 0, 0, 0, 0) };
+    result == 1
+}
+
 /// Marks every descriptor from `first` on to be closed by `execve`.
 pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
     // SAFETY: with CLOSE_RANGE_CLOEXEC no descriptor is closed, so none that is owned elsewhere
@@ -46,14 +53,15 @@ pub(crate) fn execute(path: &CStr, args: &[CString], env: &[CString]) -> io::Res
     Err(io::Error::last_os_error())
 }
 
-/// Gives the process a session keyring of its own instead of the caller's. Does nothing on a
-/// kernel without keyrings.
-pub(crate) fn join_session_keyring(name: &CStr) -> io::Result<()> {
+/// Gives the process a new session keyring instead of the caller's. Does nothing on a kernel
+/// without keyrings.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
-    // SAFETY: the operation reads the terminated name.
-    let joined = check(unsafe {
-        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr())
-    });
+    // A name could lead to an existing keyring.
+    let name = std::ptr::null::<c_char>();
+    // SAFETY: without a name the operation reads no memory.
+    let joined =
+        check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name) });
     match joined {
         Err(error) if error.raw_os_error() != Some(libc::ENOSYS) => Err(error),
         _ => Ok(()),

@@ -146,6 +146,10 @@ impl Drop for Bundle {
         // The directory of a failed test is of use only to whoever looks at it.
         if !std::thread::panicking() {
             let _ = std::fs::remove_dir_all(&self.dir);
+            if let Some(root) = cgroup_root() {
+                // Goes with the last container in it.
+                let _ = std::fs::remove_dir(root.join("joey-test"));
+            }
         }
     }
 }

@@ -17,6 +17,8 @@ pub use iovec::{BadBuffer, IoVec};
 
 /// Page size of host and guest in bytes.
 pub const PAGE: u64 = 4096;
+/// A huge page of x86-64 in bytes.
+const HUGE_PAGE: usize = 2 << 20;
 /// Guest memory below this address is contiguous from 0; the rest of the first
 /// 4 GiB is for devices and interrupt controllers.
 pub const LOW_END: u64 = 3 << 30;
@@ -155,16 +157,21 @@ fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout("too large".into()))?;
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // A huge page serves the guest only where host and guest address agree modulo
+    // its size, so a bit more is reserved, which costs nothing.
+    let reserved = size + HUGE_PAGE;
     // SAFETY: a new mapping at an address that the kernel chooses aliases nothing.
-    let address = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, protection, flags, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(MemoryError::Reserve {
             bytes,
             source: io::Error::last_os_error(),
         });
     }
-    // SAFETY: `address` is a mapping of `size` bytes that lives as long as the process.
-    let mapping = unsafe { MmapRegion::build_raw(address.cast(), size, protection, flags) }
+    let aligned = (address as usize).next_multiple_of(HUGE_PAGE) as *mut u8;
+    // SAFETY: `aligned` and `size` bytes after it lie within the mapping just made,
+    // which lives as long as the process.
+    let mapping = unsafe { MmapRegion::build_raw(aligned, size, protection, flags) }
         .map_err(|error: MmapRegionError| MemoryError::Layout(error.to_string()))?;
     GuestRegionMmap::new(mapping, GuestAddress(start))
         .ok_or_else(|| MemoryError::Layout("address overflow".into()))

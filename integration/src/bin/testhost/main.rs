@@ -1,6 +1,8 @@
 //! The test host for people and make: a shell in it, or commands with their
 //! output as it comes.
 
+#[cfg(feature = "bench")]
+mod bench;
 mod terminal;
 
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
@@ -14,10 +16,11 @@ const USAGE: &str = "\
 usage: testhost [OPTION...] shell          a shell in a new test host
        testhost [OPTION...] run COMMAND... a program with arguments, or one shell command
        testhost [OPTION...] demo           the demo of the README
+       testhost bench [RUNS]               the benches, on the virtual clock (default 9 runs)
 options:
   --bare            without joey and without containerd running
   --virtual-clock   one processor, on which an instruction takes a nanosecond
-  --processors N    number of processors (default 2)
+  --processors N    number of processors (default 1)
   --memory MIB      memory (default 4096)";
 
 /// A day: people decide themselves when they have waited long enough.
@@ -65,6 +68,10 @@ fn run() -> anyhow::Result<i32> {
     match (verb.as_str(), words.as_slice()) {
         ("shell", []) => shell(&boot(&options)?),
         ("demo", []) => stream(boot(&options)?.command(["bash", "-s"]), DEMO.as_bytes()),
+        #[cfg(feature = "bench")]
+        ("bench", []) => bench::run(9),
+        #[cfg(feature = "bench")]
+        ("bench", [runs]) => bench::run(runs.parse()?),
         ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty()),
         ("run", [_, ..]) => stream(boot(&options)?.command(words), std::io::empty()),
         _ => bail!("{USAGE}"),

@@ -1,0 +1,67 @@
+//! The bench's outer half: boots a test host with the virtual clock, runs the
+//! inner half in it, writes the report and draws it.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use integration::install;
+use integration::perf::report::Report;
+use integration::perf::waterfall;
+use integration::testbed::{Config, Event, TestHost, build, repository};
+
+/// Runs all cases; `FIRECRACKER` names a binary to measure beside.
+pub fn run(runs: usize) -> anyhow::Result<i32> {
+    let doorbell = build("testhost/build-init.sh", &["doorbell-init"])?;
+    let target = repository().join("target");
+    let archive = target.join("joey-doorbell.cpio");
+    build("guest/pack-agent.sh", &[&path(&doorbell)?, &path(&archive)?])?;
+    let inner = std::env::current_exe()?.with_file_name("bench");
+    if !inner.exists() {
+        bail!("{} is not built: use `make bench`", inner.display());
+    }
+
+    let mut config = Config::with_joey()?;
+    config.virtual_clock = true;
+    let mut command = format!("/usr/local/libexec/bench --runs {runs} --unit virtual_ms");
+    config.layer = config
+        .layer
+        .file(inner, "/usr/local/libexec/bench", 0o755)
+        .file(archive, format!("{}/doorbell.cpio", install::SHARE), 0o644);
+    if let Some(firecracker) = std::env::var_os("FIRECRACKER") {
+        config.layer = config.layer.file(firecracker, "/usr/local/libexec/firecracker", 0o755);
+        command.push_str(" --firecracker /usr/local/libexec/firecracker");
+    }
+    let host = TestHost::boot(&config)?;
+    host.start_containerd()?;
+    host.check("crictl pull 127.0.0.1:5000/busybox:latest")?;
+
+    let mut json = Vec::new();
+    let status = host.shell(&command).limit(super::LIMIT).stream(std::io::empty(), |event| {
+        match event {
+            Event::Stdout(bytes) => json.extend(bytes),
+            other => super::print(other)?,
+        }
+        Ok(())
+    })?;
+    if status != 0 {
+        return Ok(status);
+    }
+    let report: Report = serde_json::from_slice(&json).context("the bench's report")?;
+    let directory = target.join("bench");
+    std::fs::create_dir_all(&directory)?;
+    write(&directory.join("sandbox_start.json"), &json)?;
+    write(&directory.join("sandbox_start.svg"), waterfall::draw(&report).as_bytes())?;
+    for (name, case) in &report.cases {
+        println!("{name:<20} p50 {:>9.3}  min {:>9.3}  max {:>9.3} {}", case.p50, case.min, case.max, report.unit);
+    }
+    println!("private bytes: {:?}", report.cost);
+    Ok(0)
+}
+
+fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn path(path: &Path) -> anyhow::Result<String> {
+    Ok(path.to_str().context("a path that is no text")?.to_owned())
+}
