@@ -133,7 +133,7 @@ fn format_scratch(path: &Path) -> anyhow::Result<()> {
 
 /// What the shim noted of a sandbox's start.
 fn stages_of(sandbox: &str) -> anyhow::Result<Vec<(String, Duration, Duration)>> {
-    let path = format!("/run/joey/{sandbox}/stages.json");
+    let path = format!("/run/joey/k8s.io/{sandbox}/stages.json");
     let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     let report: serde_json::Value = serde_json::from_str(&text).with_context(|| path)?;
     let micros = |value: &serde_json::Value| Duration::from_micros(value.as_u64().unwrap_or(0));

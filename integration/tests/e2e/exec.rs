@@ -1,5 +1,7 @@
 //! crictl exec: exit codes, stdin, tty.
 
+use integration::channel::Size;
+use integration::testbed::TestHost;
 use libtest_mimic::Trial;
 
 use crate::cri::{BUSYBOX, Pod, fails, sh, text};
@@ -56,12 +58,12 @@ fn stdin_reaches_the_process_and_ends() {
 fn tty_is_a_terminal() {
     let pod = Pod::run();
     let container = pod.start(BUSYBOX, &["sleep", "1000"]);
-    // `script` gives crictl a terminal of its own to pass on.
-    let seen = sh(&format!(
-        "script -qec \"crictl exec -it {} sh -c 'tty; stty size'\" /dev/null </dev/null",
-        container.id
-    ));
-    assert!(seen.contains("/dev/pts/"), "{seen}");
+    // crictl passes on the terminal that it has.
+    let script = format!("crictl exec -it {} sh -c 'tty; stty size'", container.id);
+    let size = Size { rows: 33, columns: 101 };
+    let output = TestHost::shared().shell(&script).terminal(size).run();
+    let seen = text(&output.unwrap_or_else(|error| panic!("{error}")).stdout);
+    assert!(seen.contains("/dev/pts/") && seen.contains("33 101"), "{seen}");
     let without = container.exec(&["tty"]);
     assert!(
         text(&without.stdout).contains("not a tty"),

@@ -19,7 +19,7 @@ const KINDS: [(&str, &str); 8] = [
     ("sockets and state", "find /run/joey /run/containerd/s /run/containerd/io.containerd.runtime.v2.task -mindepth 2"),
     (
         "files",
-        "find /var/lib/joey /tmp /dev/shm -type f ! -name '*.erofs' ! -name '*.lock' ! -name '*.ext4' ! -name '*.json' ! -name '*.log'",
+        "find /var/lib/joey /tmp /dev/shm -type f ! -name '*.erofs' ! -name '*lock' ! -name '*.ext4' ! -name '*.json' ! -name '*.log'",
     ),
 ];
 

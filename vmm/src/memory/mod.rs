@@ -168,6 +168,18 @@ fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
             source: io::Error::last_os_error(),
         });
     }
+    // So that smaps tells the guest's memory from the VMM's own. A kernel without
+    // names for anonymous memory refuses, which changes nothing else.
+    // SAFETY: sets a label of the mapping just made; no memory is touched.
+    unsafe {
+        libc::prctl(
+            libc::PR_SET_VMA,
+            libc::PR_SET_VMA_ANON_NAME,
+            address,
+            reserved,
+            c"guest memory".as_ptr(),
+        )
+    };
     let aligned = (address as usize).next_multiple_of(HUGE_PAGE) as *mut u8;
     // SAFETY: `aligned` and `size` bytes after it lie within the mapping just made,
     // which lives as long as the process.

@@ -25,6 +25,16 @@ struct Buffer {
     length: usize,
 }
 
+/// Whether the largest packet fits into the buffers that the driver gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Enough,
+    /// The driver will kick when it gives more.
+    Missing,
+    /// There may be more to take.
+    Unknown,
+}
+
 /// What exists only while a driver is there.
 struct Live {
     receive: Ring,
@@ -146,9 +156,13 @@ impl Net {
 
     fn receive(&mut self, live: &mut Live) -> bool {
         for _ in 0..BATCH {
-            if !self.readable || !self.take_buffers(live) {
+            if !self.readable {
+                break;
+            }
+            let room = self.take_buffers(live);
+            if room != Room::Enough {
                 live.receive.notify(&live.interrupt);
-                return false;
+                return room == Room::Unknown;
             }
             let Some(tap) = &self.tap else {
                 return false;
@@ -171,15 +185,18 @@ impl Net {
         self.readable
     }
 
-    /// Takes buffers off the receive queue until the largest packet fits; `false`
-    /// when the driver has not given enough yet.
-    fn take_buffers(&mut self, live: &mut Live) -> bool {
-        while live.space.len() < MAX_PACKET {
+    /// Takes buffers off the receive queue until the largest packet fits.
+    fn take_buffers(&mut self, live: &mut Live) -> Room {
+        for _ in 0..=QUEUE_SIZE {
+            if live.space.len() >= MAX_PACKET {
+                live.receive.disable_kicks();
+                return Room::Enough;
+            }
             if !live.receive.pop(&mut self.chain) {
                 if live.receive.enable_kicks() {
                     continue;
                 }
-                return false;
+                return Room::Missing;
             }
             let buffer = &self.chain.writable;
             if buffer.len() < HEADER_SIZE || live.space.append(buffer).is_err() {
@@ -191,8 +208,7 @@ impl Net {
                 length: buffer.len(),
             });
         }
-        live.receive.disable_kicks();
-        true
+        Room::Unknown
     }
 
     /// Gives the driver the packet of `length` bytes at the start of the buffers.

@@ -220,8 +220,8 @@ impl Connection {
             || (self.has_data() && (self.credit() > 0 || !self.credit_asked))
     }
 
-    /// Writes the next packet into a receive buffer of the guest, which holds at
-    /// least a header. Returns the bytes written, and how many of them are data;
+    /// Writes the next packet into a receive buffer of the guest, which holds more
+    /// than a header. Returns the bytes written, and how many of them are data;
     /// `None` when there is nothing to say.
     pub fn fill(&mut self, buffer: &mut IoVec) -> Option<(usize, usize)> {
         let mut header = Header::to_guest(self.host_port, self.guest_port, op::RW);

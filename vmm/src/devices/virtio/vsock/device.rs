@@ -259,7 +259,8 @@ impl Vsock {
                 }
                 return stalled && self.replies.len() < MAX_REPLIES;
             }
-            if self.chain.writable.len() < HEADER_SIZE {
+            // A buffer with room for a header alone would never empty a socket.
+            if self.chain.writable.len() <= HEADER_SIZE {
                 self.counters.bad_packets.add(1);
                 live.receive.push(self.chain.head, 0);
                 continue;
@@ -600,6 +601,22 @@ mod tests {
             answers += more;
         }
         assert_eq!(answers, sent);
+    }
+
+    #[test]
+    fn receive_buffers_without_room_for_data_come_back() {
+        let mut bench = Bench::new("tiny");
+        bench.ready();
+        let (mut client, _) = bench.open();
+        for _ in 0..70 {
+            bench.driver.queues[RECEIVE].add(&[], &[(BUFFERS, HEADER_SIZE as u32)]);
+        }
+        client.write_all(&[1; 8000]).unwrap();
+        bench.device.process_sockets();
+        let whole = std::iter::from_fn(|| bench.driver.queues[RECEIVE].used())
+            .filter(|(_, written)| *written > 0)
+            .count();
+        assert_eq!(whole, 2);
     }
 
     #[test]
