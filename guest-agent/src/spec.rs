@@ -233,13 +233,6 @@ mod tests {
     }
 
     #[test]
-    fn a_root_is_writable_unless_the_spec_says_otherwise() {
-        let files = ["0".into(), "1".into()];
-        let spec = adapted(&SPEC.replace(", \"readonly\": true", ""), &files).unwrap();
-        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(false));
-    }
-
-    #[test]
     fn a_uts_namespace_keeps_its_hostname() {
         let spec = adapted(
             &SPEC.replace("\"pid\"", "\"uts\""),

@@ -12,12 +12,9 @@ pub const DEBIAN: &str = "127.0.0.1:5000/debian:latest";
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
-/// Boots the test host with joey in it and pulls the images, before any test.
+/// Boots the test host with joey in it and pulls the image that most tests run.
 pub fn prepare() {
-    TestHost::shared();
-    for image in [BUSYBOX, DEBIAN] {
-        sh(&format!("crictl pull {image}"));
-    }
+    sh(&format!("crictl pull {BUSYBOX}"));
     // The first pod of a host makes what all later ones share: the CNI's bridge,
     // the parent cgroup, the formatted scratch.
     for handler in ["runc", "joey"] {

@@ -4,7 +4,7 @@ use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::cri::{BUSYBOX, Container, Pod, sh};
-use crate::trial;
+use crate::{slow, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -20,7 +20,7 @@ pub fn trials() -> Vec<Trial> {
             "network::guest_has_the_cnis_addresses_and_mtu",
             guest_has_the_cnis_addresses_and_mtu,
         ),
-        trial("network::bulk_data_is_intact", bulk_data_is_intact),
+        slow("network::bulk_data_is_intact", bulk_data_is_intact),
     ]
 }
 
@@ -120,7 +120,7 @@ fn bulk_data_is_intact() {
         &[
             "sh",
             "-c",
-            "mkdir /www; seq 1 1500000 > /www/index.html; exec httpd -f -p 80 -h /www",
+            "mkdir /www; seq 1 160000 > /www/a; cat /www/a /www/a /www/a /www/a > /www/index.html; exec httpd -f -p 80 -h /www",
         ],
     );
     let client = two.start(BUSYBOX, &["sleep", "1000"]);

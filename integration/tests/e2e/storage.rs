@@ -4,19 +4,17 @@ use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::cri::{BUSYBOX, Container, DEBIAN, Pod, sh};
-use crate::trial;
+use crate::{slow, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial(
-            "storage::writes_stay_in_their_container",
+        slow("storage::writes_stay_in_their_container",
             writes_stay_in_their_container,
         ),
-        trial(
-            "storage::host_holds_one_copy_of_an_image",
+        slow("storage::host_holds_one_copy_of_an_image",
             host_holds_one_copy_of_an_image,
         ),
-        trial("storage::tree_equals_runcs", tree_equals_runcs),
+        slow("storage::tree_equals_runcs", tree_equals_runcs),
         trial(
             "storage::read_only_root_refuses_writes",
             read_only_root_refuses_writes,
@@ -25,6 +23,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn writes_stay_in_their_container() {
+    sh(&format!("crictl pull {DEBIAN}"));
     let (one, two) = (Pod::run(), Pod::run());
     let first = one.start(DEBIAN, &["sleep", "1000"]);
     let second = two.start(DEBIAN, &["sleep", "1000"]);
@@ -53,6 +52,7 @@ fn blobs_of(pod: &Pod) -> Vec<String> {
 }
 
 fn host_holds_one_copy_of_an_image() {
+    sh(&format!("crictl pull {DEBIAN}"));
     let one = Pod::run();
     let _first = one.start(DEBIAN, &["sleep", "1000"]);
     let used = || -> u64 {
@@ -88,6 +88,7 @@ fn tree(container: &Container) -> String {
 }
 
 fn tree_equals_runcs() {
+    sh(&format!("crictl pull {DEBIAN}"));
     let (joey, runc) = (Pod::run(), Pod::with("runc", json!({})));
     let ours = tree(&joey.start(DEBIAN, &["sleep", "1000"]));
     let theirs = tree(&runc.start(DEBIAN, &["sleep", "1000"]));

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
@@ -44,7 +45,8 @@ impl StateDir {
         let path = root.join(namespace).join(id);
         let parent = root.join(namespace);
         fs::create_dir_all(&parent)?;
-        fs::create_dir(&path)?;
+        // Root's alone: the socket in it leads into the guest.
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
         let named = || {
             fs::write(bundle.join(POINTER), path.as_os_str().as_encoded_bytes())?;
             File::open(&path)

@@ -4,9 +4,9 @@
 //! inode, birth time) is the blob's key. A blob appears under its name only when
 //! it is whole; a lock for each key keeps two pods from building the same one.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::UNIX_EPOCH;
@@ -107,7 +107,12 @@ impl BlobStore {
         if let Ok(Some(blob)) = self.open(&key, &identity) {
             return Ok(blob);
         }
-        std::fs::create_dir_all(&self.dir)
+        // Root's alone, as the snapshotter's own directory: layers may hold what
+        // is not for every user of the node.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
             .map_err(|error| BlobError::Store(self.dir.clone(), error))?;
         let _lock = self.lock(&key)?;
         match self.open(&key, &identity) {
