@@ -1,5 +1,7 @@
-//! Puts kernel, initramfs and command line into guest memory, without copying the
-//! first two: their pages are mapped, so that all VMs of the node share them.
+//! Puts kernel, initramfs and command line into guest memory. The initramfs and what
+//! the kernel does not write to are mapped, not copied: all VMs of the node share
+//! those pages. The kernel's writable segments are copied, since each of their pages
+//! would be copied anyway when the guest writes to it, at the price of two faults.
 
 use std::fs::File;
 use std::io;
@@ -20,7 +22,9 @@ pub enum BootError {
     #[error("cannot read the guest kernel: {0}")]
     Read(#[source] io::Error),
     /// The kernel is something else.
-    #[error("the guest kernel is {found}, not an uncompressed 64-bit x86 ELF image (vmlinux): build one with scripts/kernel/build.sh")]
+    #[error(
+        "the guest kernel is {found}, not an uncompressed 64-bit x86 ELF image (vmlinux): build one with scripts/kernel/build.sh"
+    )]
     NotAKernel {
         /// What the file looks like.
         found: String,
@@ -38,6 +42,8 @@ pub enum BootError {
 
 const EM_X86_64: u16 = 62;
 const PT_LOAD: u32 = 1;
+/// Segment flag: writable.
+const PF_W: u32 = 2;
 const HEADER_SIZE: usize = 64;
 const PROGRAM_HEADER_SIZE: usize = 56;
 /// More than any kernel has; bounds what is read.
@@ -69,7 +75,7 @@ struct Kernel {
     end: u64,
 }
 
-/// Maps the kernel's segments to the physical addresses they were linked for.
+/// Puts the kernel's segments at the physical addresses they were linked for.
 fn load_kernel(ram: GuestRam, file: &File) -> Result<Kernel, BootError> {
     let mut header = [0; HEADER_SIZE];
     let length = read_start(file, &mut header).map_err(BootError::Read)?;
@@ -88,7 +94,9 @@ fn load_kernel(ram: GuestRam, file: &File) -> Result<Kernel, BootError> {
     let (entry, table) = (u64_at(header, 24), u64_at(header, 32));
     let count = u16_at(header, 56);
     if usize::from(u16_at(header, 54)) != PROGRAM_HEADER_SIZE || count > MAX_PROGRAM_HEADERS {
-        return Err(BootError::Damaged("its program headers have an unknown form"));
+        return Err(BootError::Damaged(
+            "its program headers have an unknown form",
+        ));
     }
     let mut headers = vec![0; usize::from(count) * PROGRAM_HEADER_SIZE];
     file.read_exact_at(&mut headers, table)
@@ -101,12 +109,14 @@ fn load_kernel(ram: GuestRam, file: &File) -> Result<Kernel, BootError> {
         }
     }
     if !(HIGH_MEMORY..end).contains(&entry) {
-        return Err(BootError::Damaged("its entry point is outside of its segments"));
+        return Err(BootError::Damaged(
+            "its entry point is outside of its segments",
+        ));
     }
     Ok(Kernel { entry, end })
 }
 
-/// Maps one segment; returns the first address behind it.
+/// Maps or copies one segment; returns the first address behind it.
 fn load_segment(
     ram: GuestRam,
     file: &File,
@@ -120,7 +130,10 @@ fn load_segment(
     let (Some(end), true) = (end, in_file <= in_memory) else {
         return Err(outside);
     };
-    if offset.checked_add(in_file).is_none_or(|end| end > file_size) {
+    if offset
+        .checked_add(in_file)
+        .is_none_or(|end| end > file_size)
+    {
         return Err(outside);
     }
     if address < HIGH_MEMORY {
@@ -130,9 +143,15 @@ fn load_segment(
         return Err(BootError::Damaged("a segment does not start on a page"));
     }
     if end > ram.low_end() {
-        return Err(MemoryError::Outside { address, length: in_memory }.into());
+        return Err(MemoryError::Outside {
+            address,
+            length: in_memory,
+        }
+        .into());
     }
-    if in_file > 0 {
+    if u32_at(header, 4) & PF_W != 0 {
+        ram.read_file(file.as_fd(), offset, address, in_file)?;
+    } else if in_file > 0 {
         ram.map_file(file.as_fd(), offset, address, in_file)?;
         // The last page holds what follows the segment in the file, where the kernel
         // expects zeros.
@@ -172,10 +191,12 @@ fn command_line(spec: &VmSpec, devices: usize) -> String {
         // leaves a mark in memory by which the VMM tells a panic from a reboot.
         // `noreplace-smp`: else the kernel rewrites its locks for one CPU, and each
         // page of its code that it writes to costs two faults and is shared no more.
+        // `retain_initrd`: a freed initramfs is overwritten, so each of its pages, which
+        // are the node's page cache, would become the guest's own.
         // `rcu_expedited`: few CPUs, mostly idle: not worth waiting for ticks.
         "panic=-1 reboot=t,panic_warm \
          maxcpus=1 cpu_init_udelay=0 \
-         noreplace-smp rcupdate.rcu_expedited=1 \
+         noreplace-smp retain_initrd rcupdate.rcu_expedited=1 \
          tsc=reliable no_timer_check \
          random.trust_cpu=on \
          rootfstype=ramfs",
@@ -276,7 +297,22 @@ mod tests {
             }
         );
         let byte = |at: u64| ram.read_obj::<u8>(GuestAddress(0x20_0000 + at)).unwrap();
-        assert_eq!((byte(0), byte(4999), byte(5000), byte(8191)), (0xaa, 0xaa, 0, 0));
+        assert_eq!(
+            (byte(0), byte(4999), byte(5000), byte(8191)),
+            (0xaa, 0xaa, 0, 0)
+        );
+    }
+
+    #[test]
+    fn writable_segments_are_copied() {
+        let ram = GuestRam::allocate(4 << 20).unwrap();
+        let mut image = image();
+        image[68] = PF_W as u8;
+        let kernel = file(&image);
+        load_kernel(ram, &kernel).unwrap();
+        kernel.write_all_at(&[0xcc; 5000], 4096).unwrap();
+        let byte = |at: u64| ram.read_obj::<u8>(GuestAddress(0x20_0000 + at)).unwrap();
+        assert_eq!((byte(0), byte(4999), byte(5000)), (0xaa, 0xaa, 0));
     }
 
     #[test]
@@ -300,15 +336,15 @@ mod tests {
     fn refuses_segments_out_of_bounds() {
         let ram = GuestRam::allocate(4 << 20).unwrap();
         for (at, value) in [
-            (72, u64::MAX),       // offset
-            (72, 4097),           // not on a page
-            (88, 0x1000),         // in the first MiB
-            (88, 0x3f_f000),      // beyond memory
+            (72, u64::MAX),  // offset
+            (72, 4097),      // not on a page
+            (88, 0x1000),    // in the first MiB
+            (88, 0x3f_f000), // beyond memory
             (88, u64::MAX - 4095),
-            (96, 0x4001),         // more in the file than in memory
+            (96, 0x4001), // more in the file than in memory
             (96, 1 << 40),
             (104, u64::MAX),
-            (24, 0x10),           // entry
+            (24, 0x10), // entry
         ] {
             let mut image = image();
             image[at..at + 8].copy_from_slice(&value.to_le_bytes());

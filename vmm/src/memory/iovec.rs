@@ -104,27 +104,33 @@ impl IoVec {
     /// Copies bytes from `offset` on into `buffer`; returns how many there were.
     pub fn copy_to(&self, offset: usize, buffer: &mut [u8]) -> usize {
         let mut done = 0;
-        self.each(offset..offset.saturating_add(buffer.len()), |pointer, length| {
-            // SAFETY: the source is guest memory of `length` bytes, the target lies in
-            // `buffer`; they cannot overlap, as no Rust object is in guest memory.
-            unsafe {
-                std::ptr::copy_nonoverlapping(pointer, buffer[done..].as_mut_ptr(), length);
-            }
-            done += length;
-        });
+        self.each(
+            offset..offset.saturating_add(buffer.len()),
+            |pointer, length| {
+                // SAFETY: the source is guest memory of `length` bytes, the target lies in
+                // `buffer`; they cannot overlap, as no Rust object is in guest memory.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(pointer, buffer[done..].as_mut_ptr(), length);
+                }
+                done += length;
+            },
+        );
         done
     }
 
     /// Copies `bytes` to `offset` on; returns how many had room.
     pub fn copy_from(&self, offset: usize, bytes: &[u8]) -> usize {
         let mut done = 0;
-        self.each(offset..offset.saturating_add(bytes.len()), |pointer, length| {
-            // SAFETY: as in `copy_to`, the other way round.
-            unsafe {
-                std::ptr::copy_nonoverlapping(bytes[done..].as_ptr(), pointer, length);
-            }
-            done += length;
-        });
+        self.each(
+            offset..offset.saturating_add(bytes.len()),
+            |pointer, length| {
+                // SAFETY: as in `copy_to`, the other way round.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(bytes[done..].as_ptr(), pointer, length);
+                }
+                done += length;
+            },
+        );
         done
     }
 

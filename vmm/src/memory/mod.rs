@@ -29,7 +29,9 @@ pub const HIGH_START: u64 = 4 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The address space for guest memory cannot be reserved.
-    #[error("cannot reserve {bytes} bytes of guest memory: {source}; lower the sandbox's memory or the limits on address space")]
+    #[error(
+        "cannot reserve {bytes} bytes of guest memory: {source}; lower the sandbox's memory or the limits on address space"
+    )]
     Reserve {
         /// Bytes asked for.
         bytes: u64,
@@ -39,8 +41,8 @@ pub enum MemoryError {
     /// vm-memory refused the layout.
     #[error("guest memory layout: {0}")]
     Layout(String),
-    /// A file cannot be mapped into guest memory.
-    #[error("cannot map a file at guest address {address:#x}: {source}")]
+    /// A file cannot be mapped or read into guest memory.
+    #[error("cannot put a file at guest address {address:#x}: {source}")]
     MapFile {
         /// Where it was to go.
         address: u64,
@@ -48,7 +50,9 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// A range is not wholly guest memory.
-    #[error("guest address {address:#x} with {length} bytes is outside of guest memory; give the sandbox more memory")]
+    #[error(
+        "guest address {address:#x} with {length} bytes is outside of guest memory; give the sandbox more memory"
+    )]
     Outside {
         /// Start of the range.
         address: u64,
@@ -142,6 +146,30 @@ impl GuestRam {
         Ok(())
     }
 
+    /// Copies `length` bytes of `file` from `offset` to guest memory at `address`.
+    pub fn read_file(
+        &self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        address: u64,
+        length: u64,
+    ) -> Result<(), MemoryError> {
+        let mut target = IoVec::new();
+        let part = u32::try_from(length).map_err(|_| BadBuffer);
+        part.and_then(|length| target.push(*self, address, length))
+            .map_err(|_| MemoryError::Outside { address, length })?;
+        let mut done = 0;
+        while done < target.len() {
+            let rest = done..target.len();
+            let count = match target.read_at(file, rest, offset + done as u64) {
+                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                result => result,
+            };
+            done += count.map_err(|source| MemoryError::MapFile { address, source })?;
+        }
+        Ok(())
+    }
+
     /// Writes `bytes` at `address`.
     pub fn put(&self, address: u64, bytes: &[u8]) -> Result<(), MemoryError> {
         self.write_slice(bytes, GuestAddress(address))
@@ -168,18 +196,13 @@ fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
             source: io::Error::last_os_error(),
         });
     }
-    // So that smaps tells the guest's memory from the VMM's own. A kernel without
-    // names for anonymous memory refuses, which changes nothing else.
-    // SAFETY: sets a label of the mapping just made; no memory is touched.
-    unsafe {
-        libc::prctl(
-            libc::PR_SET_VMA,
-            libc::PR_SET_VMA_ANON_NAME,
-            address,
-            reserved,
-            c"guest memory".as_ptr(),
-        )
-    };
+    // A dump of this process must not hold the guest's memory. smaps shows the flag
+    // ("dd"), which tells this memory from the VMM's own.
+    // SAFETY: sets a flag of the mapping just made; no memory is touched.
+    if unsafe { libc::madvise(address, reserved, libc::MADV_DONTDUMP) } != 0 {
+        let source = io::Error::last_os_error();
+        return Err(MemoryError::Reserve { bytes, source });
+    }
     let aligned = (address as usize).next_multiple_of(HUGE_PAGE) as *mut u8;
     // SAFETY: `aligned` and `size` bytes after it lie within the mapping just made,
     // which lives as long as the process.
