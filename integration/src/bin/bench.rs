@@ -9,7 +9,7 @@ use clap::Parser;
 use integration::perf::cri::Cri;
 use integration::perf::memory;
 use integration::perf::microvm::{Parts, firecracker_boot, joey_boot};
-use integration::perf::report::{Case, Cost, Report, Run};
+use integration::perf::report::{Case, Cost, Findings, Report, Run};
 
 /// Measures the start of sandboxes.
 #[derive(Parser)]
@@ -56,7 +56,8 @@ async fn main() -> anyhow::Result<()> {
     };
     let scratch = directory.join("scratch");
     let mut runs = Vec::new();
-    for _ in 0..arguments.warm_up + arguments.runs {
+    for round in 0..arguments.warm_up + arguments.runs {
+        progress("vmm_cold", round);
         format_scratch(&scratch)?;
         runs.push(joey_boot(&parts, &scratch).await.context("vmm_cold")?);
     }
@@ -68,7 +69,8 @@ async fn main() -> anyhow::Result<()> {
             ..parts
         };
         let mut runs = Vec::new();
-        for _ in 0..arguments.warm_up + arguments.runs {
+        for round in 0..arguments.warm_up + arguments.runs {
+            progress("firecracker_boot", round);
             runs.push(firecracker_boot(firecracker, &parts).context("firecracker_boot")?);
         }
         cases.insert("firecracker_boot".to_owned(), measured(runs, &arguments));
@@ -76,9 +78,9 @@ async fn main() -> anyhow::Result<()> {
 
     let mut cri = Cri::connect(Path::new(CONTAINERD)).await?;
     let (mut runc, mut joey, mut containers) = (Vec::new(), Vec::new(), Vec::new());
-    let mut cost = Cost::default();
     // Taking turns, so that what drifts drifts for both.
-    for _ in 0..arguments.warm_up + arguments.runs {
+    for round in 0..arguments.warm_up + arguments.runs {
+        progress("runc_pod, joey_cold, joey_container", round);
         let (pod, run) = cri.run_pod("runc").await.context("runc_pod")?;
         runc.push(run);
         cri.remove_pod(pod).await?;
@@ -91,8 +93,6 @@ async fn main() -> anyhow::Result<()> {
             .await
             .context("joey_container")?;
         containers.push(run);
-        let vmm = cri.sandbox_pid(&pod).await?;
-        cost = memory::cost_of_sandbox(vmm)?;
         cri.remove_container(&container).await?;
         cri.remove_pod(pod).await?;
     }
@@ -103,15 +103,38 @@ async fn main() -> anyhow::Result<()> {
         measured(containers, &arguments),
     );
 
+    let cost = cost(&mut cri, &arguments.image).await?;
+
     std::fs::remove_dir_all(&directory)?;
-    let report = Report {
+    let start = Report {
         unit: arguments.unit,
         runs: arguments.runs,
         cases,
-        cost,
     };
-    println!("{}", serde_json::to_string_pretty(&report)?);
+    println!("{}", serde_json::to_string(&Findings { start, cost })?);
     Ok(())
+}
+
+/// Says on standard error what is measured now: a whole bench takes minutes.
+fn progress(case: &str, round: usize) {
+    eprintln!("bench: {case}, round {}", round + 1);
+}
+
+/// Memory of a sandbox with one container, beside a sandbox like it.
+async fn cost(cri: &mut Cri, image: &str) -> anyhow::Result<Cost> {
+    let mut pods = Vec::new();
+    for _ in 0..2 {
+        let (pod, _) = cri.run_pod("joey").await?;
+        let (container, _) = cri.run_container(&pod, image).await?;
+        pods.push((pod, container));
+    }
+    let vmm = cri.sandbox_pid(&pods[0].0).await?;
+    let cost = memory::cost_of_sandbox(vmm)?;
+    for (pod, container) in pods {
+        cri.remove_container(&container).await?;
+        cri.remove_pod(pod).await?;
+    }
+    Ok(cost)
 }
 
 /// The case of the runs after the warm-up.

@@ -1,11 +1,21 @@
-//! `target/bench/sandbox_start.json`: medians of repeated runs, by case and stage.
+//! What the benches write: `target/bench/sandbox_start.json` (medians of repeated
+//! runs, by case and stage) and `target/bench/sandbox_cost.json` (memory).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The whole report.
+/// All that one run of the benches found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Findings {
+    /// `sandbox_start.json`.
+    pub start: Report,
+    /// `sandbox_cost.json`.
+    pub cost: Cost,
+}
+
+/// How long things take.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// `virtual_ms` under the virtual clock, else `wall_ms`.
@@ -14,12 +24,9 @@ pub struct Report {
     pub runs: usize,
     /// By name, as docs/architecture.md lists them.
     pub cases: BTreeMap<String, Case>,
-    /// Memory of one sandbox.
-    #[serde(default)]
-    pub cost: Cost,
 }
 
-/// Private host memory of one sandbox, in bytes.
+/// Host memory of one sandbox of several, in bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Cost {
     /// The VMM without its guest's memory.
@@ -28,6 +35,8 @@ pub struct Cost {
     pub shim: u64,
     /// What the guest has touched, beyond the files that all guests share.
     pub guest_private: u64,
+    /// Pages of VMM, shim and guest that other processes map too.
+    pub shared: u64,
 }
 
 /// One case, in the report's unit.
@@ -39,16 +48,14 @@ pub struct Case {
     pub min: f64,
     /// Slowest run.
     pub max: f64,
-    /// Medians of what the run was made of, in order of time, where it is known.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub stages: Vec<Stage>,
+    /// Medians of what the run was made of, where it is known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stages: BTreeMap<String, Stage>,
 }
 
 /// A stretch of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stage {
-    /// What happened.
-    pub name: String,
     /// Median begin, counted from the start of the run.
     pub begin: f64,
     /// Median end, likewise.
@@ -77,22 +84,22 @@ impl Case {
                 names.push(name);
             }
         }
-        let mut stages = Vec::new();
+        let mut stages = BTreeMap::new();
         for name in names {
             let seen: Vec<_> = runs
                 .iter()
                 .filter_map(|run| run.stages.iter().find(|(other, ..)| other == name))
                 .collect();
             if seen.len() * 2 > runs.len() {
-                stages.push(Stage {
-                    name: name.to_owned(),
+                let stage = Stage {
                     begin: median(
                         seen.iter()
                             .map(|(_, begin, _)| milliseconds(*begin))
                             .collect(),
                     ),
                     end: median(seen.iter().map(|(_, _, end)| milliseconds(*end)).collect()),
-                });
+                };
+                stages.insert(name.to_owned(), stage);
             }
         }
         Case {
@@ -149,7 +156,10 @@ mod tests {
         let case = Case::of(&[run(30, Some((1, 5))), run(10, Some((3, 9))), run(20, None)]);
         assert_eq!((case.p50, case.min, case.max), (20.0, 10.0, 30.0));
         assert_eq!(case.stages.len(), 1);
-        assert_eq!((case.stages[0].begin, case.stages[0].end), (2.0, 7.0));
+        assert_eq!(
+            (case.stages["boot"].begin, case.stages["boot"].end),
+            (2.0, 7.0)
+        );
     }
 
     #[test]

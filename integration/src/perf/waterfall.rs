@@ -21,11 +21,13 @@ pub fn draw(report: &Report) -> String {
     for (name, case) in &report.cases {
         bar(&mut rows, y, name, 0.0, case.p50, scale, "#1f6feb", true);
         y += ROW;
-        for stage in &case.stages {
+        let mut stages: Vec<_> = case.stages.iter().collect();
+        stages.sort_by(|(_, a), (_, b)| a.begin.total_cmp(&b.begin));
+        for (name, stage) in stages {
             bar(
                 &mut rows,
                 y,
-                &stage.name,
+                name,
                 stage.begin,
                 stage.end,
                 scale,
@@ -98,7 +100,6 @@ mod tests {
             unit: "virtual_ms".into(),
             runs: 1,
             cases: [("vmm_cold".to_owned(), Case::of(&[run]))].into(),
-            cost: Default::default(),
         };
         let svg = draw(&report);
         for part in ["virtual ms", "vmm_cold", "boot &lt;1>", ">26.0<", ">40.0<"] {

@@ -60,10 +60,16 @@ fn tty_is_a_terminal() {
     let container = pod.start(BUSYBOX, &["sleep", "1000"]);
     // crictl passes on the terminal that it has.
     let script = format!("crictl exec -it {} sh -c 'tty; stty size'", container.id);
-    let size = Size { rows: 33, columns: 101 };
+    let size = Size {
+        rows: 33,
+        columns: 101,
+    };
     let output = TestHost::shared().shell(&script).terminal(size).run();
     let seen = text(&output.unwrap_or_else(|error| panic!("{error}")).stdout);
-    assert!(seen.contains("/dev/pts/") && seen.contains("33 101"), "{seen}");
+    assert!(
+        seen.contains("/dev/pts/") && seen.contains("33 101"),
+        "{seen}"
+    );
     let without = container.exec(&["tty"]);
     assert!(
         text(&without.stdout).contains("not a tty"),

@@ -13,10 +13,22 @@ const KINDS: [(&str, &str); 8] = [
     ),
     ("mounts", "awk '{print $5, $9}' /proc/self/mountinfo | sort"),
     ("network namespaces", "ls /run/netns"),
-    ("network devices", "ls /sys/class/net | sed 's/^veth.*/veth/' | sort"),
-    ("BPF programs", "bpftool -j prog show | jq -r '.[].name' | sort"),
-    ("cgroups", "find /sys/fs/cgroup -mindepth 1 -type d | grep -v /init"),
-    ("sockets and state", "find /run/joey /run/containerd/s /run/containerd/io.containerd.runtime.v2.task -mindepth 2"),
+    (
+        "network devices",
+        "ls /sys/class/net | sed 's/^veth.*/veth/' | sort",
+    ),
+    (
+        "BPF programs",
+        "bpftool -j prog show | jq -r '.[].name' | sort",
+    ),
+    (
+        "cgroups",
+        "find /sys/fs/cgroup -mindepth 1 -type d | grep -v /init",
+    ),
+    (
+        "sockets and state",
+        "find /run/joey /run/containerd/s /run/containerd/io.containerd.runtime.v2.task -mindepth 2",
+    ),
     (
         "files",
         "find /var/lib/joey /tmp /dev/shm -type f ! -name '*.erofs' ! -name '*lock' ! -name '*.ext4' ! -name '*.json' ! -name '*.log'",
@@ -29,7 +41,10 @@ pub type Snapshot = Vec<String>;
 /// The host as it is now.
 pub fn snapshot() -> Snapshot {
     // `ls`, `grep` and `find` fail where there is nothing, which is the aim.
-    KINDS.iter().map(|(_, script)| sh(&format!("{script}; true"))).collect()
+    KINDS
+        .iter()
+        .map(|(_, script)| sh(&format!("{script}; true")))
+        .collect()
 }
 
 /// Compares the host with how it was before the first test.

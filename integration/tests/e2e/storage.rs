@@ -8,10 +8,12 @@ use crate::{slow, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        slow("storage::writes_stay_in_their_container",
+        slow(
+            "storage::writes_stay_in_their_container",
             writes_stay_in_their_container,
         ),
-        slow("storage::host_holds_one_copy_of_an_image",
+        slow(
+            "storage::host_holds_one_copy_of_an_image",
             host_holds_one_copy_of_an_image,
         ),
         slow("storage::tree_equals_runcs", tree_equals_runcs),

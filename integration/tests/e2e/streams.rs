@@ -13,7 +13,8 @@ pub fn trials() -> Vec<Trial> {
             "streams::stdout_and_stderr_stay_apart",
             stdout_and_stderr_stay_apart,
         ),
-        slow("streams::twenty_megabytes_arrive_whole",
+        slow(
+            "streams::twenty_megabytes_arrive_whole",
             twenty_megabytes_arrive_whole,
         ),
         trial(
@@ -39,7 +40,8 @@ fn twenty_megabytes_arrive_whole() {
     let pod = Pod::run();
     // Lines whose content depends on their number: a lost, doubled or reordered
     // piece changes the sum.
-    let script = "seq 1 160000 > /tmp/a; for i in $(seq 20); do cat /tmp/a; done | head -c 20971520";
+    let script =
+        "seq 1 160000 > /tmp/a; for i in $(seq 20); do cat /tmp/a; done | head -c 20971520";
     let container = pod.start(BUSYBOX, &["sh", "-c", script]);
     assert_eq!(container.wait(), 0);
     let expected = sh(&format!("{script} | sha256sum"));

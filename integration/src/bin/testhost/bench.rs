@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use integration::install;
-use integration::perf::report::Report;
+use integration::perf::report::Findings;
 use integration::perf::waterfall;
 use integration::testbed::{Config, Event, TestHost, build, repository};
 
@@ -14,7 +14,10 @@ pub fn run(runs: usize) -> anyhow::Result<i32> {
     let doorbell = build("testhost/build-init.sh", &["doorbell-init"])?;
     let target = repository().join("target");
     let archive = target.join("joey-doorbell.cpio");
-    build("guest/pack-agent.sh", &[&path(&doorbell)?, &path(&archive)?])?;
+    build(
+        "guest/pack-agent.sh",
+        &[&path(&doorbell)?, &path(&archive)?],
+    )?;
     let inner = std::env::current_exe()?.with_file_name("bench");
     if !inner.exists() {
         bail!("{} is not built: use `make bench`", inner.display());
@@ -28,7 +31,9 @@ pub fn run(runs: usize) -> anyhow::Result<i32> {
         .file(inner, "/usr/local/libexec/bench", 0o755)
         .file(archive, format!("{}/doorbell.cpio", install::SHARE), 0o644);
     if let Some(firecracker) = std::env::var_os("FIRECRACKER") {
-        config.layer = config.layer.file(firecracker, "/usr/local/libexec/firecracker", 0o755);
+        config.layer = config
+            .layer
+            .file(firecracker, "/usr/local/libexec/firecracker", 0o755);
         command.push_str(" --firecracker /usr/local/libexec/firecracker");
     }
     let host = TestHost::boot(&config)?;
@@ -36,25 +41,44 @@ pub fn run(runs: usize) -> anyhow::Result<i32> {
     host.check("crictl pull 127.0.0.1:5000/busybox:latest")?;
 
     let mut json = Vec::new();
-    let status = host.shell(&command).limit(super::LIMIT).stream(std::io::empty(), |event| {
-        match event {
-            Event::Stdout(bytes) => json.extend(bytes),
-            other => super::print(other)?,
-        }
-        Ok(())
-    })?;
+    let status = host
+        .shell(&command)
+        .limit(super::LIMIT)
+        .stream(std::io::empty(), |event| {
+            match event {
+                Event::Stdout(bytes) => json.extend(bytes),
+                other => super::print(other)?,
+            }
+            Ok(())
+        })?;
     if status != 0 {
         return Ok(status);
     }
-    let report: Report = serde_json::from_slice(&json).context("the bench's report")?;
+    let Findings { start, cost } = serde_json::from_slice(&json).context("the bench's report")?;
     let directory = target.join("bench");
     std::fs::create_dir_all(&directory)?;
-    write(&directory.join("sandbox_start.json"), &json)?;
-    write(&directory.join("sandbox_start.svg"), waterfall::draw(&report).as_bytes())?;
-    for (name, case) in &report.cases {
-        println!("{name:<20} p50 {:>9.3}  min {:>9.3}  max {:>9.3} {}", case.p50, case.min, case.max, report.unit);
+    write(
+        &directory.join("sandbox_start.json"),
+        &serde_json::to_vec_pretty(&start)?,
+    )?;
+    write(
+        &directory.join("sandbox_cost.json"),
+        &serde_json::to_vec_pretty(&cost)?,
+    )?;
+    write(
+        &directory.join("sandbox_start.svg"),
+        waterfall::draw(&start).as_bytes(),
+    )?;
+    for (name, case) in &start.cases {
+        println!(
+            "{name:<20} p50 {:>9.3}  min {:>9.3}  max {:>9.3} {}",
+            case.p50, case.min, case.max, start.unit
+        );
     }
-    println!("private bytes: {:?}", report.cost);
+    println!(
+        "private bytes: vmm {}, shim {}, guest {}; shared {}",
+        cost.vmm, cost.shim, cost.guest_private, cost.shared
+    );
     Ok(0)
 }
 
