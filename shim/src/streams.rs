@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -23,9 +24,13 @@ const BUFFER: usize = 16 << 10;
 /// How long containerd may take to open its end of a FIFO.
 const OPEN_TIME: Duration = Duration::from_secs(10);
 
-/// How long output may still flow after the process has ended: children that it
-/// left behind may hold the stream for ever.
-pub const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// How long output may rest after the process has ended before it is given up:
+/// children that it left behind may hold the stream for ever.
+pub const DRAIN_REST: Duration = Duration::from_secs(2);
+
+/// How long output may go on flowing after the process has ended. containerd gives
+/// the deletion that waits for it 10 s.
+const DRAIN_TIME: Duration = Duration::from_secs(8);
 
 /// The paths that containerd gave for a process; empty: no such stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,6 +124,8 @@ pub struct Streams {
     stdin_keeper: Option<Sender>,
     input: Option<Pump>,
     output: Vec<Pump>,
+    /// Bytes of output that have reached the FIFOs.
+    written: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -148,19 +155,20 @@ impl Streams {
             let name = "stdout";
             let sink = open_output(name, &fifo(name, &stdio.stdout)?).await?;
             let guest = connect(name, vsock, &ids.stdout).await?;
-            streams
-                .output
-                .push(Pump(tokio::spawn(pump_out(guest, sink))));
+            streams.pump(guest, sink);
         }
         if !ids.stderr.is_empty() {
             let name = "stderr";
             let sink = open_output(name, &fifo(name, &stdio.stderr)?).await?;
             let guest = connect(name, vsock, &ids.stderr).await?;
-            streams
-                .output
-                .push(Pump(tokio::spawn(pump_out(guest, sink))));
+            streams.pump(guest, sink);
         }
         Ok(streams)
+    }
+
+    fn pump(&mut self, guest: UnixStream, sink: Sink) {
+        let pump = tokio::spawn(pump_out(guest, sink, self.written.clone()));
+        self.output.push(Pump(pump));
     }
 
     /// Ends stdin once the client has closed its end too.
@@ -168,8 +176,8 @@ impl Streams {
         self.stdin_keeper = None;
     }
 
-    /// Waits, for a while, until all output has reached the FIFOs, and ends
-    /// the pumps.
+    /// Waits until all output has reached the FIFOs, or rests for long, and ends the
+    /// pumps.
     pub async fn drain(mut self) {
         self.stdin_keeper = None;
         self.input = None;
@@ -180,7 +188,24 @@ impl Streams {
                 let _ = (&mut pump.0).await;
             }
         };
-        let _ = timeout(DRAIN_TIME, all).await;
+        let rests = async {
+            let mut written = self.written.load(Ordering::Relaxed);
+            loop {
+                sleep(DRAIN_REST).await;
+                let before = written;
+                written = self.written.load(Ordering::Relaxed);
+                if written == before {
+                    return;
+                }
+            }
+        };
+        let _ = timeout(DRAIN_TIME, async {
+            tokio::select! {
+                () = all => {}
+                () = rests => {}
+            }
+        })
+        .await;
     }
 }
 
@@ -312,7 +337,7 @@ async fn pump_in(mut fifo: Receiver, guest: UnixStream) {
 }
 
 /// Until the guest has no more to say.
-async fn pump_out(mut guest: UnixStream, mut sink: Sink) {
+async fn pump_out(mut guest: UnixStream, mut sink: Sink, written: Arc<AtomicU64>) {
     let mut buffer = vec![0; BUFFER];
     loop {
         match guest.read(&mut buffer).await {
@@ -322,6 +347,7 @@ async fn pump_out(mut guest: UnixStream, mut sink: Sink) {
                     tracing::warn!(%error, "writing output");
                     return;
                 }
+                written.fetch_add(n as u64, Ordering::Relaxed);
             }
         }
     }

@@ -252,6 +252,45 @@ async fn a_reader_that_stops_stops_the_guest() {
     streams.drain().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn draining_goes_on_while_bytes_flow() {
+    let fixture = Fixture::new();
+    let stdio = Stdio {
+        stdout: fixture.fifo("out"),
+        ..Default::default()
+    };
+    let client = reader(&stdio.stdout);
+    let (streams, ids) = fixture.open(&stdio).await.unwrap();
+    let mut guest = fixture.guest.take(&ids.stdout).await;
+    let slowly = tokio::spawn(async move {
+        for _ in 0..5 {
+            tokio::time::sleep(DRAIN_REST - Duration::from_millis(700)).await;
+            guest.write_all(b"more ").await.unwrap();
+        }
+    });
+    let read = tokio::spawn(read_all(client));
+    streams.drain().await;
+    slowly.await.unwrap();
+    assert_eq!(read.await.unwrap(), b"more more more more more ");
+}
+
+#[tokio::test(start_paused = true)]
+async fn output_that_rests_is_given_up() {
+    let fixture = Fixture::new();
+    let stdio = Stdio {
+        stdout: fixture.fifo("out"),
+        ..Default::default()
+    };
+    let client = reader(&stdio.stdout);
+    let (streams, ids) = fixture.open(&stdio).await.unwrap();
+    let guest = fixture.guest.take(&ids.stdout).await;
+    let begin = tokio::time::Instant::now();
+    streams.drain().await;
+    assert_eq!(begin.elapsed(), DRAIN_REST);
+    assert_eq!(read_all(client).await, b"");
+    drop(guest);
+}
+
 #[tokio::test]
 async fn other_kinds_of_io_are_refused_by_name() {
     let fixture = Fixture::new();
