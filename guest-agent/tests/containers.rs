@@ -434,6 +434,67 @@ fn a_shared_pid_namespace_ends_with_the_container_too() {
     });
 }
 
+/// Open descriptors of this process, and children of it that nobody has collected.
+fn debts() -> (usize, usize) {
+    let descriptors = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let zombie = |entry: &std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.starts_with(" Z 1 "))
+    };
+    let zombies = std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(zombie)
+        .count();
+    (descriptors, zombies)
+}
+
+#[test]
+fn many_processes_leave_no_descriptor_and_no_zombie() {
+    isolated("many_processes_leave_no_descriptor_and_no_zombie", || {
+        with_machine(async |machine| {
+            machine
+                .create(Recipe::new("many", "exec sleep 1000"))
+                .await
+                .unwrap();
+            machine.start("many", "").await.unwrap();
+            let mut before = None;
+            for stream in 1..=40u64 {
+                // Each leaves a child behind, which becomes an orphan of the container.
+                let script = "sleep 0 & echo $0";
+                let (id, name) = (format!("p{stream}"), stream.to_string());
+                let terminal = stream % 2 == 0;
+                machine
+                    .exec("many", &id, &process(script), &name, terminal)
+                    .await;
+                machine.start("many", &id).await.unwrap();
+                assert!(machine.output(stream).await.contains("sh"));
+                assert_eq!(machine.wait("many", &id).await, 0);
+                machine.delete("many", &id).await.unwrap();
+                // The first ones may open what stays open.
+                if stream == 2 {
+                    before = Some(debts().0);
+                }
+            }
+            let settled = async {
+                while Some(debts().0) > before || debts().1 > 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            let settled = tokio::time::timeout(std::time::Duration::from_secs(20), settled).await;
+            assert!(
+                settled.is_ok(),
+                "{:?} descriptors and zombies, at first {before:?}",
+                debts()
+            );
+            machine.kill("many", "", SIGKILL).await.unwrap();
+            machine.wait("many", "").await;
+            machine.delete("many", "").await.unwrap();
+        });
+    });
+}
+
 #[test]
 fn shutdown_is_answered_before_the_agent_ends() {
     isolated("shutdown_is_answered_before_the_agent_ends", || {
