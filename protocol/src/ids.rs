@@ -38,7 +38,17 @@ mod tests {
 
     #[test]
     fn refuses_what_could_leave_a_directory() {
-        for id in ["", ".", "..", "a/b", "-a", "a.", "a\0b", "ä", &"f".repeat(77)] {
+        for id in [
+            "",
+            ".",
+            "..",
+            "a/b",
+            "-a",
+            "a.",
+            "a\0b",
+            "ä",
+            &"f".repeat(77),
+        ] {
             assert!(!is_valid(id), "{id:?}");
         }
     }

@@ -179,10 +179,7 @@ mod tests {
     fn tells_a_closed_peer_from_a_slow_one_and_from_nonsense() {
         let (a, b) = Channel::pair().unwrap();
         b.set_timeout(Duration::from_millis(1)).unwrap();
-        assert!(matches!(
-            b.receive::<Action>(),
-            Err(ChannelError::Timeout)
-        ));
+        assert!(matches!(b.receive::<Action>(), Err(ChannelError::Timeout)));
         a.send(&"nonsense", &[]).unwrap();
         assert!(matches!(
             b.receive::<Action>(),

@@ -140,15 +140,15 @@ pub fn run(kvm: OwnedFd, limit: Duration) -> Result<Outcome, ProbeError> {
     ram.put(ENTRY, &program())?;
     let (sender, reports) = channel();
     let (ready, started) = channel();
-    thread::Builder::new()
-        .name("probe".into())
-        .spawn(move || match run_guest(&kvm, ram, &ready, &sender) {
+    thread::Builder::new().name("probe".into()).spawn(move || {
+        match run_guest(&kvm, ram, &ready, &sender) {
             Ok(()) => {}
             Err(error) => {
                 // Nobody waits any more after the limit.
                 let _ = ready.send(Err(error));
             }
-        })?;
+        }
+    })?;
     match started.recv() {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(error.into()),
@@ -268,7 +268,10 @@ mod tests {
         sender.send(Report::Failed("FailEntry".into())).unwrap();
         assert!(matches!(
             follow(&reports, Duration::from_secs(60)),
-            Outcome::Failed { step: "long mode", .. }
+            Outcome::Failed {
+                step: "long mode",
+                ..
+            }
         ));
         sender.send(Report::Done(6)).unwrap();
         assert!(matches!(

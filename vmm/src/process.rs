@@ -37,7 +37,9 @@ const ONLINE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
     /// It was not started by the client library.
-    #[error("descriptor {0} is not open: joey-vmm is started by containerd-shim-joey-v2, not by hand")]
+    #[error(
+        "descriptor {0} is not open: joey-vmm is started by containerd-shim-joey-v2, not by hand"
+    )]
     NotInherited(i32),
     /// The control socket failed.
     #[error(transparent)]
@@ -73,9 +75,7 @@ pub fn run() -> Result<(), ProcessError> {
 }
 
 /// Answers the owner until it asks for a boot; `None`: it asked to stop.
-fn wait_for_boot(
-    control: &Channel,
-) -> Result<Option<(VmSpec, BootFiles<OwnedFd>)>, ChannelError> {
+fn wait_for_boot(control: &Channel) -> Result<Option<(VmSpec, BootFiles<OwnedFd>)>, ChannelError> {
     loop {
         let (action, files) = control.receive()?;
         let refusal = match action {
@@ -196,25 +196,30 @@ fn park_cpu(index: u8, cpus: &CpuFactory, stop: &Arc<Stop>) -> io::Result<Parked
     let (go, told) = sync_channel(1);
     let (answer, made) = sync_channel(1);
     let cpus = cpus.clone();
-    spawn(&format!("vcpu{index}"), ThreadKind::ParkedVcpu, stop, move || {
-        // The sender lives as long as the process.
-        let _ = told.recv();
-        let confined = |vcpu| seccomp::install(ThreadKind::Vcpu).map(|()| vcpu);
-        let vcpu = cpus
-            .make(index)
-            .map_err(|error| error.to_string())
-            .and_then(|vcpu| confined(vcpu).map_err(|error| error.to_string()));
-        match vcpu.map(ManuallyDrop::new) {
-            Ok(mut vcpu) => {
-                let _ = answer.send(Ok(()));
-                Ok(vcpu.run())
+    spawn(
+        &format!("vcpu{index}"),
+        ThreadKind::ParkedVcpu,
+        stop,
+        move || {
+            // The sender lives as long as the process.
+            let _ = told.recv();
+            let confined = |vcpu| seccomp::install(ThreadKind::Vcpu).map(|()| vcpu);
+            let vcpu = cpus
+                .make(index)
+                .map_err(|error| error.to_string())
+                .and_then(|vcpu| confined(vcpu).map_err(|error| error.to_string()));
+            match vcpu.map(ManuallyDrop::new) {
+                Ok(mut vcpu) => {
+                    let _ = answer.send(Ok(()));
+                    Ok(vcpu.run())
+                }
+                Err(error) => {
+                    let _ = answer.send(Err(error.clone()));
+                    Ok(format!("vcpu failed: {error}"))
+                }
             }
-            Err(error) => {
-                let _ = answer.send(Err(error.clone()));
-                Ok(format!("vcpu failed: {error}"))
-            }
-        }
-    })?;
+        },
+    )?;
     Ok(ParkedCpu { go, made })
 }
 
@@ -260,11 +265,7 @@ fn add(epoll: &Epoll, fd: RawFd, events: EventSet, token: u64) -> io::Result<()>
 }
 
 /// Waits for events, until the deadline if there is one; an interrupted wait is no event.
-fn wait(
-    epoll: &Epoll,
-    events: &mut [EpollEvent],
-    deadline: Option<Instant>,
-) -> io::Result<usize> {
+fn wait(epoll: &Epoll, events: &mut [EpollEvent], deadline: Option<Instant>) -> io::Result<usize> {
     let timeout = deadline.map_or(-1, |deadline| {
         let left = deadline.saturating_duration_since(Instant::now());
         // Rounded up, so that the deadline has passed after the wait.
@@ -328,7 +329,9 @@ impl Owner {
                     .map_err(|error| error.to_string())?;
             }
             Action::UnmapImage { offset } => {
-                self.window.unmap(offset).map_err(|error| error.to_string())?;
+                self.window
+                    .unmap(offset)
+                    .map_err(|error| error.to_string())?;
             }
             Action::OnlineCpu { cpu } => self.online(cpu)?,
             Action::Stats => return Ok(Reply::Stats(Box::new(self.counters.stats()))),
@@ -460,5 +463,7 @@ fn deadline(wait: Option<Duration>) -> Option<Instant> {
 
 /// A panic ends the process, so no lock is ever poisoned.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

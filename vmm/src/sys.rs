@@ -245,7 +245,6 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
     owned(fd)
 }
 
-
 /// Takes a connection off a listening socket; the connection does not block.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<UnixStream> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -306,7 +305,14 @@ pub fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
 /// Sets which offloaded packets a TAP's reader takes (TUN_F_*).
 pub fn tap_set_offload(tap: BorrowedFd<'_>, offload: u32) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes its argument by value.
-    if unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETOFFLOAD, offload as libc::c_ulong) } < 0 {
+    if unsafe {
+        libc::ioctl(
+            tap.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            offload as libc::c_ulong,
+        )
+    } < 0
+    {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -70,7 +70,9 @@ impl Vcpu {
         bus: Arc<Bus>,
         counters: Arc<VcpuCounters>,
     ) -> Result<Self, KvmError> {
-        let fd = vm.create_vcpu(index.into()).map_err(failed("make a vCPU"))?;
+        let fd = vm
+            .create_vcpu(index.into())
+            .map_err(failed("make a vCPU"))?;
         fd.set_cpuid2(&cpuid.for_cpu(index)?)
             .map_err(failed("set a vCPU's CPUID"))?;
         msrs::set(&fd)?;

@@ -175,7 +175,11 @@ impl Vm {
             Slot::new(Block::new(ram, disk, Arc::clone(counters)), name)
         };
         let disks = Disks {
-            window: disk(Box::new(window.clone()), &counters.window, "the image window")?,
+            window: disk(
+                Box::new(window.clone()),
+                &counters.window,
+                "the image window",
+            )?,
             scratch: disk(Box::new(scratch), &counters.scratch, "scratch")?,
         };
         let tap = files.tap.map(File::from).zip(spec.net.clone());

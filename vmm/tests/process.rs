@@ -75,7 +75,10 @@ fn without_a_vm_only_boot_and_shutdown_make_sense() {
 fn a_bad_spec_is_refused_and_a_good_one_may_follow() {
     let (null, listener) = null();
     let mut vmm = spawn();
-    let many = VmSpec { vcpus: 33, ..spec() };
+    let many = VmSpec {
+        vcpus: 33,
+        ..spec()
+    };
     let text = refusal(vmm.boot(&many, null_files(&null, &listener)));
     assert!(text.contains("33 vCPUs"), "{text}");
     let net = VmSpec {

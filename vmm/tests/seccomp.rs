@@ -67,7 +67,11 @@ fn what_it_does_not_need_kills_the_process() {
     for kind in ["vcpu", "parked", "devices", "disk"] {
         for deed in ["open", "socket", "thread", "execute", "parent"] {
             let status = run(&format!("{kind} {deed}"));
-            assert_eq!(status.signal(), Some(libc::SIGSYS), "{kind} {deed}: {status}");
+            assert_eq!(
+                status.signal(),
+                Some(libc::SIGSYS),
+                "{kind} {deed}: {status}"
+            );
         }
     }
     assert_eq!(run("vcpu random").signal(), Some(libc::SIGSYS));

@@ -24,7 +24,9 @@ const REQUIRED: [(Cap, &str); 5] = [
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
     /// The descriptor is not /dev/kvm, or a KVM of another world.
-    #[error("the kvm descriptor answers API version {0}, not {API_VERSION}: is it /dev/kvm? run joeyctl doctor")]
+    #[error(
+        "the kvm descriptor answers API version {0}, not {API_VERSION}: is it /dev/kvm? run joeyctl doctor"
+    )]
     Version(i32),
     /// A capability is missing.
     #[error("this kernel's KVM has no {0}: run joeyctl doctor")]

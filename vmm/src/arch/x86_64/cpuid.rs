@@ -2,7 +2,9 @@
 //! the VM (one package, one thread a core, APIC id = index) and without what the VM
 //! does not have. No assumption about the vendor.
 
-use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::kvm::{KvmError, failed};
@@ -38,7 +40,11 @@ impl Template {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("list CPUID leaves"))?;
         let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
-        Ok(Self::from_entries(supported.as_slice(), vcpus, deadline_timer))
+        Ok(Self::from_entries(
+            supported.as_slice(),
+            vcpus,
+            deadline_timer,
+        ))
     }
 
     /// Fits host leaves to a VM.
@@ -99,7 +105,11 @@ fn fit(entry: &mut kvm_cpuid_entry2, vcpus: u8, deadline_timer: bool, amd: bool)
                 entry.ecx |= TSC_DEADLINE;
             }
             entry.ebx = entry.ebx & 0xffff | u32::from(vcpus) << 16;
-            entry.edx = if others > 0 { entry.edx | HTT } else { entry.edx & !HTT };
+            entry.edx = if others > 0 {
+                entry.edx | HTT
+            } else {
+                entry.edx & !HTT
+            };
         }
         // Caches: levels 1 and 2 are a core's own, level 3 is the package's.
         4 if entry.eax & 0x1f != 0 => {

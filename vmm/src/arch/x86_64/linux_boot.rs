@@ -22,11 +22,7 @@ const LOADER_UNDEFINED: u8 = 0xff;
 const LOADED_HIGH: u8 = 1;
 
 /// Writes `boot_params`. `initramfs`: its address and size in bytes, below 4 GiB.
-pub fn write(
-    ram: GuestRam,
-    cmdline_size: usize,
-    initramfs: (u32, u32),
-) -> Result<(), MemoryError> {
+pub fn write(ram: GuestRam, cmdline_size: usize, initramfs: (u32, u32)) -> Result<(), MemoryError> {
     let mut page = [0u8; PAGE as usize];
     let mut put = |offset: usize, bytes: &[u8]| {
         page[offset..offset + bytes.len()].copy_from_slice(bytes);

@@ -54,7 +54,16 @@ fn build(vcpus: u8) -> Vec<u8> {
     }
     add(&[BUS, BUS_ID, b'I', b'S', b'A', b' ', b' ', b' ']);
     let [a, b, c, d] = IO_APIC.to_le_bytes();
-    add(&[IO_APIC_ENTRY, io_apic_id, IO_APIC_VERSION, ENABLED, a, b, c, d]);
+    add(&[
+        IO_APIC_ENTRY,
+        io_apic_id,
+        IO_APIC_VERSION,
+        ENABLED,
+        a,
+        b,
+        c,
+        d,
+    ]);
     for line in 0..IO_APIC_LINES {
         add(&[INTERRUPT, VECTORED, 0, 0, BUS_ID, line, io_apic_id, line]);
     }

@@ -28,7 +28,9 @@ pub fn set(vcpu: &VcpuFd) -> Result<(), KvmError> {
     let msrs = Msrs::from_entries(&entries).map_err(|_| KvmError::Missing(what))?;
     let done = vcpu.set_msrs(&msrs).map_err(failed(what))?;
     if done != entries.len() {
-        return Err(KvmError::Missing("the registers MISC_ENABLE and MTRR_DEF_TYPE"));
+        return Err(KvmError::Missing(
+            "the registers MISC_ENABLE and MTRR_DEF_TYPE",
+        ));
     }
     Ok(())
 }

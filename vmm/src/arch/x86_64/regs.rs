@@ -29,7 +29,10 @@ pub fn write_tables(ram: GuestRam) -> Result<(), MemoryError> {
     let bytes: Vec<u8> = DESCRIPTORS.iter().flat_map(|d| d.to_le_bytes()).collect();
     ram.put(GDT, &bytes)?;
     let (pointers, directory) = (PAGE_TABLES + PAGE, PAGE_TABLES + 2 * PAGE);
-    ram.put(PAGE_TABLES, &(pointers | PAGE_PRESENT_WRITABLE).to_le_bytes())?;
+    ram.put(
+        PAGE_TABLES,
+        &(pointers | PAGE_PRESENT_WRITABLE).to_le_bytes(),
+    )?;
     ram.put(pointers, &(directory | PAGE_PRESENT_WRITABLE).to_le_bytes())?;
     let entries: Vec<u8> = (0..512u64)
         .flat_map(|i| (i << 21 | PAGE_LARGE | PAGE_PRESENT_WRITABLE).to_le_bytes())

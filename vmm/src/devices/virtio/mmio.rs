@@ -245,7 +245,9 @@ fn new_queues(sizes: &[u16]) -> Vec<Queue> {
 
 /// A panic ends the process, so no lock is ever poisoned.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[cfg(test)]

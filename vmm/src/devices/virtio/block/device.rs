@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
+use super::Disk;
 use super::config::{self, QUEUE_SIZE};
 use super::metrics::BlockCounters;
 use super::request::{Refusal, Request};
-use super::Disk;
 use crate::devices::virtio::queue::{Chain, Ring};
 use crate::devices::virtio::{Driver, Interrupt, VirtioDevice, device_type};
 use crate::memory::GuestRam;
@@ -87,7 +87,9 @@ impl Block {
         if status != OK {
             self.counters.errors.add(1);
         }
-        chain.writable.copy_from(chain.writable.len() - 1, &[status]);
+        chain
+            .writable
+            .copy_from(chain.writable.len() - 1, &[status]);
         // A chain is shorter than 4 GiB.
         data as u32 + 1
     }

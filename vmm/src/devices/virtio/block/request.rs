@@ -108,9 +108,7 @@ fn segments(
     allowed_flags: u32,
 ) -> Result<Vec<(u64, u64)>, Refusal> {
     let count = payload / SEGMENT_SIZE;
-    if count == 0
-        || !payload.is_multiple_of(SEGMENT_SIZE)
-        || count > MAX_DISCARD_SEGMENTS as usize
+    if count == 0 || !payload.is_multiple_of(SEGMENT_SIZE) || count > MAX_DISCARD_SEGMENTS as usize
     {
         return Err(Refusal::Invalid);
     }

@@ -20,7 +20,9 @@ const MAX_IMAGES: usize = 1024;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MapError {
     /// Offset or length is zero, unaligned, or beyond the window.
-    #[error("image range {offset:#x}+{length:#x} must be pages within the window of {WINDOW_SIZE:#x} bytes")]
+    #[error(
+        "image range {offset:#x}+{length:#x} must be pages within the window of {WINDOW_SIZE:#x} bytes"
+    )]
     Range {
         /// As given.
         offset: u64,
@@ -28,7 +30,9 @@ pub enum MapError {
         length: u64,
     },
     /// Another image is there.
-    #[error("image range {offset:#x}+{length:#x} overlaps the image at {other:#x}: unmap that first")]
+    #[error(
+        "image range {offset:#x}+{length:#x} overlaps the image at {other:#x}: unmap that first"
+    )]
     Overlap {
         /// As given.
         offset: u64,
@@ -238,7 +242,12 @@ mod tests {
     fn images_never_overlap() {
         let window = Window::new();
         window.map(0x4000, 0x4000, image(1, 1)).unwrap();
-        for (offset, length) in [(0x4000, 0x1000), (0x3000, 0x2000), (0x7000, 0x1000), (0, 0x1_0000)] {
+        for (offset, length) in [
+            (0x4000, 0x1000),
+            (0x3000, 0x2000),
+            (0x7000, 0x1000),
+            (0, 0x1_0000),
+        ] {
             let error = window.map(offset, length, image(2, 1)).unwrap_err();
             assert!(matches!(error, MapError::Overlap { other: 0x4000, .. }));
         }
@@ -260,6 +269,8 @@ mod tests {
             let error = window.map(offset, length, image(1, 1)).unwrap_err();
             assert_eq!(error, MapError::Range { offset, length });
         }
-        window.map(WINDOW_SIZE - 0x1000, 0x1000, image(1, 1)).unwrap();
+        window
+            .map(WINDOW_SIZE - 0x1000, 0x1000, image(1, 1))
+            .unwrap();
     }
 }

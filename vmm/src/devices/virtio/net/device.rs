@@ -6,9 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use super::config::{
-    self, HEADER_SIZE, MAX_PACKET, MIN_PACKET, NUM_BUFFERS, Offloads, QUEUE_SIZE,
-};
+use super::config::{self, HEADER_SIZE, MAX_PACKET, MIN_PACKET, NUM_BUFFERS, Offloads, QUEUE_SIZE};
 use super::metrics::NetCounters;
 use crate::devices::virtio::queue::{Chain, Ring};
 use crate::devices::virtio::{Driver, Interrupt, VirtioDevice, device_type};

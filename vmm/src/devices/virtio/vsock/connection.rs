@@ -524,9 +524,7 @@ mod tests {
         fn read(&mut self) -> Vec<u8> {
             let mut bytes = Vec::new();
             let result = self.client.read_to_end(&mut bytes);
-            assert!(
-                result.is_ok() || result.unwrap_err().kind() == ErrorKind::WouldBlock
-            );
+            assert!(result.is_ok() || result.unwrap_err().kind() == ErrorKind::WouldBlock);
             bytes
         }
 
@@ -714,7 +712,9 @@ mod tests {
         assert_eq!(got, 250_000);
         // The other direction still works.
         bench.client_writes(b"more");
-        let _ = bench.next().filter(|(header, _)| header.op == op::CREDIT_UPDATE);
+        let _ = bench
+            .next()
+            .filter(|(header, _)| header.op == op::CREDIT_UPDATE);
         let rest = bench.next();
         assert!(rest.is_none_or(|(_, data)| data == b"more"));
     }

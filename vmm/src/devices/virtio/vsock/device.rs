@@ -229,9 +229,8 @@ impl Vsock {
             return;
         }
         self.replies.push_back(Header::reset_of(header));
-        let ready = header.op == op::REQUEST
-            && header.kind == TYPE_STREAM
-            && header.dst_port == READY_PORT;
+        let ready =
+            header.op == op::REQUEST && header.kind == TYPE_STREAM && header.dst_port == READY_PORT;
         if ready && !self.guest_ready {
             self.guest_ready = true;
             self.ready_news = true;
@@ -338,8 +337,8 @@ impl VirtioDevice for Vsock {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::os::unix::net::{SocketAddr, UnixStream};
     use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixStream};
 
     use super::super::packet::{SHUTDOWN_BOTH, SHUTDOWN_SEND};
     use super::*;
@@ -452,7 +451,10 @@ mod tests {
             self.send(op::RESPONSE, 5, request.src_port, 0, b"");
             let mut line = [0; 14];
             client.read_exact(&mut line).unwrap();
-            assert_eq!(line.to_vec(), format!("OK {}\n", request.src_port).as_bytes());
+            assert_eq!(
+                line.to_vec(),
+                format!("OK {}\n", request.src_port).as_bytes()
+            );
             (client, request.src_port)
         }
     }
@@ -562,7 +564,10 @@ mod tests {
             Header { src_cid: 4, ..good },
             Header { dst_cid: 1, ..good },
             Header { len: 1, ..good },
-            Header { len: u32::MAX, ..good },
+            Header {
+                len: u32::MAX,
+                ..good
+            },
         ] {
             bench.send_header(header, b"");
         }
