@@ -30,7 +30,7 @@ pub struct Parts<'a> {
 
 /// Spawn of a Firecracker to the moment that its init dials the host. The same
 /// kernel as ours, `initramfs` with a minimal init, no network and no disk.
-pub fn firecracker_boot(firecracker: &Path, parts: &Parts) -> anyhow::Result<Run> {
+pub fn firecracker_boot(firecracker: &Path, parts: &Parts, limit: Duration) -> anyhow::Result<Run> {
     let socket = parts.directory.join("fc.vsock");
     let doorbell = parts.directory.join("fc.vsock_1");
     for stale in [&socket, &doorbell] {
@@ -61,12 +61,12 @@ pub fn firecracker_boot(firecracker: &Path, parts: &Parts) -> anyhow::Result<Run
         .stderr(Stdio::null())
         .spawn()
         .with_context(|| format!("cannot run {}", firecracker.display()))?;
-    let rang = wait_readable(&listener, Duration::from_secs(60));
+    let rang = wait_readable(&listener, limit);
     let total = begin.elapsed();
     child.kill()?;
     child.wait()?;
     if !rang? {
-        bail!("Firecracker's guest did not reach its init in 60 s");
+        bail!("Firecracker's guest did not reach its init in {limit:?}");
     }
     Ok(Run {
         total,
@@ -82,7 +82,7 @@ fn wait_readable(listener: &UnixListener, limit: Duration) -> anyhow::Result<boo
 
 /// Spawn of `joey-vmm` to the agent's answer over vsock: what a cold sandbox costs
 /// without containerd, network and container.
-pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path) -> anyhow::Result<Run> {
+pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> anyhow::Result<Run> {
     let open = |path: &Path, write: bool| -> anyhow::Result<OwnedFd> {
         let file = std::fs::OpenOptions::new()
             .read(true)
@@ -131,7 +131,7 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path) -> anyhow::Result<Run>
     vmm.boot(&spec, files)?;
     stage("boot: VM made and jailed");
     let events = vmm.events().context("joey-vmm has no event stream")?;
-    events.set_read_timeout(Some(Duration::from_secs(60)))?;
+    events.set_read_timeout(Some(limit))?;
     let mut line = String::new();
     std::io::BufReader::new(events).read_line(&mut line)?;
     match serde_json::from_str(&line) {
@@ -139,7 +139,9 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path) -> anyhow::Result<Run>
         other => bail!("instead of Ready the VMM said {other:?}"),
     }
     stage("guest kernel and agent");
-    answer(&socket).await?;
+    tokio::time::timeout(limit, answer(&socket))
+        .await
+        .context("the agent does not answer")??;
     stage("first call");
     let total = begin.elapsed();
     vmm.shutdown()?;

@@ -42,12 +42,6 @@ fn main() {
     }
 }
 
-/// A test that takes many minutes where the test host is emulated, so that it only
-/// runs when asked for (`--ignored`, or `--include-ignored`).
-fn slow(name: &str, test: impl FnOnce() + Send + 'static) -> Trial {
-    trial(name, test).with_ignored_flag(true)
-}
-
 /// A named test that fails by panicking.
 fn trial(name: &str, test: impl FnOnce() + Send + 'static) -> Trial {
     Trial::test(name, move || {

@@ -4,7 +4,7 @@ use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::cri::{BUSYBOX, Container, Pod, sh};
-use crate::{slow, trial};
+use crate::trial;
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -20,7 +20,7 @@ pub fn trials() -> Vec<Trial> {
             "network::guest_has_the_cnis_addresses_and_mtu",
             guest_has_the_cnis_addresses_and_mtu,
         ),
-        slow("network::bulk_data_is_intact", bulk_data_is_intact),
+        trial("network::bulk_data_is_intact", bulk_data_is_intact),
     ]
 }
 

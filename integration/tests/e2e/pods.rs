@@ -4,7 +4,7 @@ use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::cri::{BUSYBOX, Pod, sh};
-use crate::{slow, trial};
+use crate::trial;
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -14,8 +14,8 @@ pub fn trials() -> Vec<Trial> {
             "pods::two_containers_share_the_network",
             two_containers_share_the_network,
         ),
-        slow("pods::ten_pods_at_once", ten_pods_at_once),
-        slow("pods::stop_asks_then_kills", stop_asks_then_kills),
+        trial("pods::ten_pods_at_once", ten_pods_at_once),
+        trial("pods::stop_asks_then_kills", stop_asks_then_kills),
         trial("pods::limits_reach_the_guest", limits_reach_the_guest),
     ]
 }

@@ -177,6 +177,7 @@ impl BlobStore {
         }
         let result = self.run_mkfs(key, identity, &partial).and_then(|()| {
             let file = File::open(&partial).map_err(store(&partial))?;
+            superblock::check(&file).map_err(|error| self.corrupt(key, error.to_string()))?;
             file.sync_all().map_err(store(&partial))?;
             let size = file.metadata().map_err(store(&partial))?.len();
             self.write_record(key, identity, size)?;
