@@ -9,9 +9,8 @@ use hyper_util::rt::TokioIo;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ImageSpec, LinuxPodSandboxConfig,
-    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemoveContainerRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopPodSandboxRequest,
 };
 use tonic::transport::{Channel, Endpoint, Uri};
 
@@ -121,20 +120,6 @@ impl Cri {
             ("start".to_owned(), created, total),
         ];
         Ok((id, Run { total, stages }))
-    }
-
-    /// Stops and removes a container.
-    pub async fn remove_container(&mut self, id: &str) -> anyhow::Result<()> {
-        let container_id = id.to_owned();
-        let stop = StopContainerRequest {
-            container_id: container_id.clone(),
-            timeout: 0,
-        };
-        self.client.stop_container(stop).await?;
-        self.client
-            .remove_container(RemoveContainerRequest { container_id })
-            .await?;
-        Ok(())
     }
 
     /// Stops and removes a sandbox.
