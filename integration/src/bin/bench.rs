@@ -16,7 +16,7 @@ use tokio::time::timeout;
 #[derive(Parser)]
 struct Arguments {
     /// Measured runs of each case.
-    #[arg(long, default_value_t = 15)]
+    #[arg(long, default_value_t = 31)]
     runs: usize,
     /// Unmeasured runs before them.
     #[arg(long, default_value_t = 2)]

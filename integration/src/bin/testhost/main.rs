@@ -16,7 +16,7 @@ const USAGE: &str = "\
 usage: testhost [OPTION...] shell          a shell in a new test host
        testhost [OPTION...] run COMMAND... a program with arguments, or one shell command
        testhost [OPTION...] demo           the demo of the README
-       testhost bench [RUNS]               the benches, on the virtual clock (default 15 runs)
+       testhost bench [RUNS]               the benches, on the virtual clock (default 31 runs)
 options:
   --bare            without joey and without containerd running
   --virtual-clock   one processor, on which an instruction takes a nanosecond
@@ -69,7 +69,7 @@ fn run() -> anyhow::Result<i32> {
         ("shell", []) => shell(&boot(&options)?),
         ("demo", []) => stream(boot(&options)?.command(["bash", "-s"]), DEMO.as_bytes()),
         #[cfg(feature = "bench")]
-        ("bench", []) => bench::run(15),
+        ("bench", []) => bench::run(31),
         #[cfg(feature = "bench")]
         ("bench", [runs]) => bench::run(runs.parse()?),
         ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty()),
