@@ -73,6 +73,18 @@ impl Fixture {
         path.into_os_string().into_string().unwrap()
     }
 
+    /// A process with stdout alone: the client's end, and the guest's.
+    async fn output(&self) -> (Receiver, Streams, UnixStream) {
+        let stdio = Stdio {
+            stdout: self.fifo("out"),
+            ..Default::default()
+        };
+        let client = reader(&stdio.stdout);
+        let (streams, ids) = self.open(&stdio).await.unwrap();
+        let guest = self.guest.take(&ids.stdout).await;
+        (client, streams, guest)
+    }
+
     async fn open(&self, stdio: &Stdio) -> Result<(Streams, StreamIds), StreamError> {
         let vsock = Vsock::new(self.dir.path().join("vsock"));
         let ids = StreamIds::reserve(stdio, &self.counter);
@@ -223,13 +235,7 @@ async fn a_late_client_loses_nothing() {
 #[tokio::test]
 async fn a_reader_that_stops_stops_the_guest() {
     let fixture = Fixture::new();
-    let stdio = Stdio {
-        stdout: fixture.fifo("out"),
-        ..Default::default()
-    };
-    let mut client = reader(&stdio.stdout);
-    let (streams, ids) = fixture.open(&stdio).await.unwrap();
-    let guest = fixture.guest.take(&ids.stdout).await;
+    let (mut client, streams, guest) = fixture.output().await;
     let chunk = [7u8; 4096];
     let mut sent = 0usize;
     // Everything in between fills up, then the guest cannot write any more.
@@ -255,13 +261,7 @@ async fn a_reader_that_stops_stops_the_guest() {
 #[tokio::test(start_paused = true)]
 async fn draining_goes_on_while_bytes_flow() {
     let fixture = Fixture::new();
-    let stdio = Stdio {
-        stdout: fixture.fifo("out"),
-        ..Default::default()
-    };
-    let client = reader(&stdio.stdout);
-    let (streams, ids) = fixture.open(&stdio).await.unwrap();
-    let mut guest = fixture.guest.take(&ids.stdout).await;
+    let (client, streams, mut guest) = fixture.output().await;
     let slowly = tokio::spawn(async move {
         for _ in 0..5 {
             tokio::time::sleep(DRAIN_REST - Duration::from_millis(700)).await;
@@ -277,13 +277,7 @@ async fn draining_goes_on_while_bytes_flow() {
 #[tokio::test(start_paused = true)]
 async fn output_that_rests_is_given_up() {
     let fixture = Fixture::new();
-    let stdio = Stdio {
-        stdout: fixture.fifo("out"),
-        ..Default::default()
-    };
-    let client = reader(&stdio.stdout);
-    let (streams, ids) = fixture.open(&stdio).await.unwrap();
-    let guest = fixture.guest.take(&ids.stdout).await;
+    let (client, streams, guest) = fixture.output().await;
     let begin = tokio::time::Instant::now();
     streams.drain().await;
     assert_eq!(begin.elapsed(), DRAIN_REST);
