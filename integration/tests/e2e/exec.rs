@@ -58,8 +58,10 @@ fn stdin_reaches_the_process_and_ends() {
 fn tty_is_a_terminal() {
     let pod = Pod::run();
     let container = pod.start(BUSYBOX, &["sleep", "1000"]);
-    // crictl passes on the terminal that it has.
-    let script = format!("crictl exec -it {} sh -c 'tty; stty size'", container.id);
+    // crictl passes on the size of the terminal that it has, once the process runs.
+    let inside =
+        "tty; for i in $(seq 100); do stty size 2>/dev/null | grep 101 && exit; sleep 0.1; done";
+    let script = format!("crictl exec -it {} sh -c '{inside}'", container.id);
     let size = Size {
         rows: 33,
         columns: 101,
