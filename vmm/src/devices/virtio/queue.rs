@@ -1,5 +1,8 @@
 //! One virtqueue as a device uses it: chains of guest buffers in, used lengths out.
 
+use std::num::Wrapping;
+use std::sync::atomic::Ordering;
+
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::Interrupt;
@@ -89,7 +92,17 @@ impl Ring {
     /// Asks the driver for a kick at its next request. `true`: a request came
     /// meanwhile, for which no kick may follow.
     pub fn enable_kicks(&mut self) -> bool {
-        self.queue.enable_notification(&*self.ram).unwrap_or(false)
+        let came = self.queue.enable_notification(&*self.ram);
+        came.unwrap_or(false) && self.index_is_possible()
+    }
+
+    /// Whether the driver can have made as many requests as its index says. One that
+    /// is further ahead than the queue is long never yields a request ([`Self::pop`]),
+    /// so that a device which believed it would look for one for ever.
+    fn index_is_possible(&self) -> bool {
+        let taken = Wrapping(self.queue.next_avail());
+        let index = self.queue.avail_idx(&*self.ram, Ordering::Acquire);
+        index.is_ok_and(|made| (made - taken).0 <= self.queue.size())
     }
 
     /// Asks the driver for no kicks, while the device looks by itself.

@@ -285,6 +285,16 @@ mod tests {
     }
 
     #[test]
+    fn an_impossible_index_is_no_work() {
+        let mut bench = Bench::scratch();
+        // The index of the available ring, 0x8000 requests ahead.
+        bench.driver.queues[0].scribble(0x4002, &0x8000u16.to_le_bytes());
+        assert!(!bench.device.process());
+        bench.driver.queues[0].scribble(0x4002, &[0, 0]);
+        assert_eq!(bench.request(4, 0, &[], &[]), (0, 1));
+    }
+
+    #[test]
     fn the_window_shows_images_and_takes_no_writes() {
         let window = Window::new();
         let mut bench = Bench::new(Box::new(window.clone()));
