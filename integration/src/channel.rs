@@ -1,6 +1,7 @@
 //! The frames that the test bed and the test host exchange.
 //!
-//! One connection runs one command. The client sends [`Frame::Request`], then any
+//! One connection runs one command. The server sends [`Frame::Welcome`]: until then
+//! only QEMU has taken the connection. The client sends [`Frame::Request`], then any
 //! of [`Frame::Stdin`], [`Frame::Resize`] and [`Frame::Signal`]; the server sends
 //! output as it comes and one [`Frame::Exit`] or [`Frame::Refused`] at the end.
 //! A client that goes away takes its command's process group with it.
@@ -45,6 +46,8 @@ pub struct Size {
 /// One message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
+    /// Server: the first frame.
+    Welcome,
     /// Client: the first frame.
     Request(Request),
     /// Client: bytes for standard input; none means end of file.
@@ -72,12 +75,14 @@ mod kind {
     pub(super) const STDERR: u8 = 6;
     pub(super) const EXIT: u8 = 7;
     pub(super) const REFUSED: u8 = 8;
+    pub(super) const WELCOME: u8 = 9;
 }
 
 impl Frame {
     /// Writes the frame with a single `write_all`.
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         match self {
+            Frame::Welcome => put(to, kind::WELCOME, &[]),
             Frame::Request(request) => put(to, kind::REQUEST, &serde_json::to_vec(request)?),
             Frame::Stdin(bytes) => put(to, kind::STDIN, bytes),
             Frame::Resize(size) => put(to, kind::RESIZE, &serde_json::to_vec(size)?),
@@ -102,6 +107,7 @@ impl Frame {
         let mut payload = vec![0; length];
         from.read_exact(&mut payload)?;
         Ok(match kind {
+            kind::WELCOME => Frame::Welcome,
             kind::REQUEST => Frame::Request(serde_json::from_slice(&payload)?),
             kind::STDIN => Frame::Stdin(payload),
             kind::RESIZE => Frame::Resize(serde_json::from_slice(&payload)?),
@@ -147,6 +153,7 @@ mod tests {
     #[test]
     fn frames_survive_the_wire() {
         let frames = [
+            Frame::Welcome,
             Frame::Request(Request {
                 token: "t".into(),
                 argv: vec!["sh".into(), "-c".into(), "echo \"ü\"".into()],

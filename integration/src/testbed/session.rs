@@ -7,6 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::channel::{Frame, Request, Size};
 
+/// Most connections that are tried for one command.
+const MOST_TRIES: u32 = 20;
+/// How long a test host under load may take to greet.
+const WELCOME_TIME: Duration = Duration::from_secs(10);
+
 /// A command that runs in the test host. Dropping it kills the command's process
 /// group, unless the command has ended.
 #[derive(Debug)]
@@ -35,8 +40,7 @@ pub struct Input {
 impl Session {
     /// Connects and asks for the command.
     pub fn start(port: u16, request: Request) -> io::Result<Session> {
-        let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        socket.set_nodelay(true)?;
+        let socket = reach(port)?;
         let mut writer = socket.try_clone()?;
         Frame::Request(request).write(&mut writer)?;
         Ok(Session {
@@ -72,6 +76,40 @@ impl Session {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Connects, one at a time: QEMU takes every connection, but when many come together
+/// it loses some on their way to the test host, which are never heard of or reset
+/// much later. Nothing has run then, so that another one can be tried.
+fn reach(port: u16) -> io::Result<TcpStream> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut tries = 1;
+    loop {
+        match greeted(port) {
+            Err(error) if tries < MOST_TRIES && was_lost(&error) => tries += 1,
+            result => return result,
+        }
+    }
+}
+
+fn was_lost(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
+    matches!(
+        error.kind(),
+        ConnectionReset | TimedOut | UnexpectedEof | WouldBlock
+    )
+}
+
+/// A connection that the test host itself has taken.
+fn greeted(port: u16) -> io::Result<TcpStream> {
+    let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    socket.set_nodelay(true)?;
+    socket.set_read_timeout(Some(WELCOME_TIME))?;
+    match Frame::read(&mut socket)? {
+        Frame::Welcome => Ok(socket),
+        _ => Err(io::Error::other("the test host did not greet")),
     }
 }
 

@@ -26,6 +26,9 @@ pub fn serve(token: &str) -> anyhow::Result<()> {
 /// One connection from request to the last frame. A client that breaks off is no
 /// error: its command is killed and nothing is left to tell.
 fn converse(mut socket: TcpStream, token: &str) {
+    if Frame::Welcome.write(&mut socket).is_err() {
+        return;
+    }
     let last = match Frame::read(&mut socket) {
         Ok(Frame::Request(request)) => run(&socket, request, token),
         Ok(_) => Some(Frame::Refused("the first frame is not a request".into())),
