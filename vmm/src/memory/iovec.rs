@@ -156,6 +156,24 @@ impl IoVec {
         })
     }
 
+    /// Fills a whole range from `file` at `offset`; a file that ends before is an error.
+    pub fn read_exact_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        range: Range<usize>,
+        offset: u64,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while range.start + done < range.end {
+            let rest = range.start + done..range.end;
+            match self.read_at(file, rest, offset + done as u64)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => done += count,
+            }
+        }
+        Ok(())
+    }
+
     /// Writes a range to `file` at `offset`; returns the bytes written.
     pub fn write_at(
         &mut self,

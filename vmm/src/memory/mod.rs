@@ -158,16 +158,10 @@ impl GuestRam {
         let part = u32::try_from(length).map_err(|_| BadBuffer);
         part.and_then(|length| target.push(*self, address, length))
             .map_err(|_| MemoryError::Outside { address, length })?;
-        let mut done = 0;
-        while done < target.len() {
-            let rest = done..target.len();
-            let count = match target.read_at(file, rest, offset + done as u64) {
-                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-                result => result,
-            };
-            done += count.map_err(|source| MemoryError::MapFile { address, source })?;
-        }
-        Ok(())
+        let whole = 0..target.len();
+        target
+            .read_exact_at(file, whole, offset)
+            .map_err(|source| MemoryError::MapFile { address, source })
     }
 
     /// Writes `bytes` at `address`.

@@ -38,15 +38,7 @@ impl Disk for Scratch {
     }
 
     fn read(&self, buffer: &mut IoVec, range: Range<usize>, offset: u64) -> io::Result<()> {
-        let mut done = 0;
-        while range.start + done < range.end {
-            let rest = range.start + done..range.end;
-            match buffer.read_at(self.file.as_fd(), rest, offset + done as u64)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => done += count,
-            }
-        }
-        Ok(())
+        buffer.read_exact_at(self.file.as_fd(), range, offset)
     }
 
     fn write(&self, buffer: &mut IoVec, range: Range<usize>, offset: u64) -> io::Result<()> {
