@@ -137,10 +137,11 @@ async fn joey_pod(cri: &mut Cri, image: &str) -> anyhow::Result<(Run, Run)> {
     let (pod, mut of_pod) = timeout(ROUND_LIMIT, cri.run_pod("joey"))
         .await
         .context("joey_cold")??;
-    of_pod.stages = stages_of(&pod.id)?;
+    let stages = stages_of(&pod.id);
     let started = timeout(ROUND_LIMIT, cri.run_container(&pod, image)).await;
     // With its pod a container goes too.
     cri.remove_pod(pod).await?;
+    of_pod.stages = stages?;
     let (_, of_container) = started.context("joey_container")??;
     Ok((of_pod, of_container))
 }
