@@ -3,12 +3,16 @@
 # the checkout, under JOEY_CACHE (default ~/.cache/joey).
 
 FUZZ_SECONDS ?= 60
+FAULT_SEED ?= 1
+FAULT_FIRST ?= 1
+FAULT_ROUNDS ?= 500
+SOAK_PODS ?= 1000
 GUEST_TARGET := x86_64-unknown-linux-gnu
 # Built by `build` already: the test host need not do it again.
 export JOEY_PARTS := $(CURDIR)/target/joey
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 
-.PHONY: demo test bench fuzz shell install clean build deps check
+.PHONY: demo test bench faults soak fuzz shell install clean build deps check
 
 demo: build
 	$(TESTHOST) demo
@@ -20,6 +24,16 @@ bench: build
 	cargo build --release -p integration --bin bench
 	$(TESTHOST) bench
 	cp target/bench/sandbox_start.svg docs/
+
+# Kills what pods hang on at random moments, and looks for what that leaves.
+faults: build
+	cargo build --release -p integration --bin faults
+	$(TESTHOST) faults --seed $(FAULT_SEED) --first $(FAULT_FIRST) --rounds $(FAULT_ROUNDS)
+
+# Makes and removes many pods, ten at a time: nothing may grow.
+soak: build
+	cargo build --release -p integration --bin soak
+	$(TESTHOST) soak --pods $(SOAK_PODS)
 
 fuzz: deps
 	scripts/fuzz.sh $(FUZZ_SECONDS)

@@ -5,7 +5,10 @@
 //! `testhost-init`, the test host's PID 1, over one TCP connection per command.
 
 pub mod channel;
+#[cfg(feature = "drivers")]
+pub mod cri;
 pub mod install;
-#[cfg(feature = "bench")]
+pub mod leaks;
+#[cfg(feature = "drivers")]
 pub mod perf;
 pub mod testbed;

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
-use integration::perf::cri::{Cri, Pod};
+use integration::cri::{ContainerPlan, Cri, Pod, PodPlan};
 use integration::perf::memory;
 use integration::perf::microvm::{Parts, firecracker_boot, joey_boot};
 use integration::perf::report::{Case, Cost, Findings, Report, Run};
@@ -27,9 +27,6 @@ struct Arguments {
     /// An archive with a minimal init, for Firecracker.
     #[arg(long, default_value = "/usr/local/share/joey/doorbell.cpio")]
     doorbell: PathBuf,
-    /// An image that is already pulled.
-    #[arg(long, default_value = "127.0.0.1:5000/busybox:latest")]
-    image: String,
     /// Unit of the report: the test host knows which clock it has.
     #[arg(long, default_value = "wall_ms")]
     unit: String,
@@ -38,7 +35,6 @@ struct Arguments {
 const KERNEL: &str = "/usr/local/share/joey/vmlinux";
 const AGENT: &str = "/usr/local/share/joey/agent.cpio";
 const VMM: &str = "/usr/local/bin/joey-vmm";
-const CONTAINERD: &str = "/run/containerd/containerd.sock";
 const MEMORY_MIB: u32 = 128;
 /// Longest time of a part of a round; it takes a fifth of a second.
 const ROUND_LIMIT: Duration = Duration::from_secs(5);
@@ -88,14 +84,15 @@ async fn main() -> anyhow::Result<()> {
         cases.insert("firecracker_boot".to_owned(), measured(runs, &arguments));
     }
 
-    let mut cri = Cri::connect(Path::new(CONTAINERD)).await?;
+    let mut cri = Cri::connect();
     let (mut runc, mut joey, mut containers) = (Vec::new(), Vec::new(), Vec::new());
     // Taking turns, so that what drifts drifts for both.
     while runc.len() < arguments.warm_up + arguments.runs {
         progress("runc_pod, joey_cold, joey_container", runc.len());
-        let (pod, of_runc) = cri.run_pod("runc").await.context("runc_pod")?;
-        cri.remove_pod(pod).await?;
-        match joey_pod(&mut cri, &arguments.image).await {
+        let round = runc.len();
+        let (pod, of_runc) = run_pod(&mut cri, "runc", round).await.context("runc_pod")?;
+        cri.end_pod(&pod.id).await?;
+        match joey_pod(&mut cri, round).await {
             Ok((of_joey, of_container)) => {
                 runc.push(of_runc);
                 joey.push(of_joey);
@@ -116,7 +113,7 @@ async fn main() -> anyhow::Result<()> {
     );
 
     let cost = loop {
-        match cost(&mut cri, &arguments.image).await {
+        match cost(&mut cri).await {
             Ok(cost) => break cost,
             Err(error) => lost.round(error)?,
         }
@@ -132,17 +129,45 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// RunPodSandbox, request to answer.
+async fn run_pod(cri: &mut Cri, handler: &str, round: usize) -> anyhow::Result<(Pod, Run)> {
+    let plan = PodPlan::new(handler, &format!("bench-{handler}-{round}"), false);
+    let begin = Instant::now();
+    let pod = cri.run_pod(&plan).await?;
+    let run = Run {
+        total: begin.elapsed(),
+        stages: Vec::new(),
+    };
+    Ok((pod, run))
+}
+
+/// Creates and starts a container, both requests together.
+async fn run_container(cri: &mut Cri, pod: &Pod) -> anyhow::Result<Run> {
+    let begin = Instant::now();
+    let id = cri.create(pod, "idle", &ContainerPlan::idle()).await?;
+    let created = begin.elapsed();
+    cri.start(&id).await?;
+    let total = begin.elapsed();
+    Ok(Run {
+        total,
+        stages: vec![
+            ("create".to_owned(), Duration::ZERO, created),
+            ("start".to_owned(), created, total),
+        ],
+    })
+}
+
 /// A pod with a container, removed again: how long each took to start.
-async fn joey_pod(cri: &mut Cri, image: &str) -> anyhow::Result<(Run, Run)> {
-    let (pod, mut of_pod) = timeout(ROUND_LIMIT, cri.run_pod("joey"))
+async fn joey_pod(cri: &mut Cri, round: usize) -> anyhow::Result<(Run, Run)> {
+    let (pod, mut of_pod) = timeout(ROUND_LIMIT, run_pod(cri, "joey", round))
         .await
         .context("joey_cold")??;
     let stages = stages_of(&pod.id);
-    let started = timeout(ROUND_LIMIT, cri.run_container(&pod, image)).await;
+    let started = timeout(ROUND_LIMIT, run_container(cri, &pod)).await;
     // With its pod a container goes too.
-    cri.remove_pod(pod).await?;
+    cri.end_pod(&pod.id).await?;
     of_pod.stages = stages?;
-    let (_, of_container) = started.context("joey_container")??;
+    let of_container = started.context("joey_container")??;
     Ok((of_pod, of_container))
 }
 
@@ -169,20 +194,20 @@ fn progress(case: &str, round: usize) {
 }
 
 /// Memory of a sandbox with one container, beside a sandbox like it.
-async fn cost(cri: &mut Cri, image: &str) -> anyhow::Result<Cost> {
+async fn cost(cri: &mut Cri) -> anyhow::Result<Cost> {
     let mut pods = Vec::new();
-    let cost = timeout(2 * ROUND_LIMIT, measure_cost(cri, image, &mut pods)).await;
+    let cost = timeout(2 * ROUND_LIMIT, measure_cost(cri, &mut pods)).await;
     for pod in pods {
-        cri.remove_pod(pod).await?;
+        cri.end_pod(&pod.id).await?;
     }
     cost.context("cost of a sandbox")?
 }
 
-async fn measure_cost(cri: &mut Cri, image: &str, pods: &mut Vec<Pod>) -> anyhow::Result<Cost> {
-    for _ in 0..2 {
-        let (pod, _) = cri.run_pod("joey").await?;
-        pods.push(pod);
-        cri.run_container(&pods[pods.len() - 1], image).await?;
+async fn measure_cost(cri: &mut Cri, pods: &mut Vec<Pod>) -> anyhow::Result<Cost> {
+    for number in 0..2 {
+        let plan = PodPlan::new("joey", &format!("cost-{number}"), false);
+        pods.push(cri.run_pod(&plan).await?);
+        run_container(cri, &pods[pods.len() - 1]).await?;
     }
     let vmm = cri.sandbox_pid(&pods[0]).await?;
     Ok(memory::cost_of_sandbox(vmm)?)

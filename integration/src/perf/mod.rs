@@ -1,10 +1,9 @@
-//! Benches: what they measure ([`cri`], [`microvm`]), what they write
+//! Benches: what they measure ([`microvm`], [`memory`]), what they write
 //! ([`report`]) and how that is drawn ([`waterfall`]).
 //!
 //! They run inside the test host, under the virtual clock (one instruction, one
 //! nanosecond), so that the host's own `Instant` is the stopwatch.
 
-pub mod cri;
 pub mod memory;
 pub mod microvm;
 pub mod report;

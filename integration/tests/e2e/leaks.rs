@@ -1,50 +1,17 @@
-//! What pods may leave on a node: nothing.
+//! What the tests' pods left on the host.
 
+use std::convert::Infallible;
+
+use integration::leaks::{self, Snapshot};
 use libtest_mimic::Trial;
 
 use crate::cri::sh;
 use crate::trial;
 
-/// What is compared: each line of output is one thing that exists.
-const KINDS: [(&str, &str); 8] = [
-    (
-        "processes",
-        "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *joey*|*mkfs.*) readlink $p/exe;; esac; done",
-    ),
-    ("mounts", "awk '{print $5, $9}' /proc/self/mountinfo | sort"),
-    ("network namespaces", "ls /run/netns"),
-    (
-        "network devices",
-        "ls /sys/class/net | sed 's/^veth.*/veth/' | sort",
-    ),
-    (
-        "BPF programs",
-        "bpftool -j prog show | jq -r '.[].name' | sort",
-    ),
-    (
-        "cgroups",
-        "find /sys/fs/cgroup -mindepth 1 -type d | grep -v /init",
-    ),
-    (
-        "sockets and state",
-        "find /run/joey /run/containerd/s /run/containerd/io.containerd.runtime.v2.task -mindepth 2",
-    ),
-    (
-        "files",
-        "find /var/lib/joey /tmp /dev/shm -type f ! -name '*.erofs' ! -name '*lock' ! -name '*.ext4' ! -name '*.json' ! -name '*.log'",
-    ),
-];
-
-/// One listing for each of [`KINDS`].
-pub type Snapshot = Vec<String>;
-
 /// The host as it is now.
 pub fn snapshot() -> Snapshot {
-    // `ls`, `grep` and `find` fail where there is nothing, which is the aim.
-    KINDS
-        .iter()
-        .map(|(_, script)| sh(&format!("{script}; true")))
-        .collect()
+    let Ok(snapshot) = leaks::snapshot(|script| Ok::<_, Infallible>(sh(script)));
+    snapshot
 }
 
 /// Compares the host with how it was before the first test.
@@ -53,14 +20,9 @@ pub fn trials(before: Option<Snapshot>) -> Vec<Trial> {
         let before = before
             .as_ref()
             .expect("a snapshot was taken before the tests");
-        let after = snapshot();
-        let left: Vec<String> = KINDS
-            .iter()
-            .zip(before.iter().zip(&after))
-            .filter(|(_, (before, after))| before != after)
-            .map(|((kind, _), (before, after))| {
-                format!("{kind}\nbefore:\n{before}\nafter:\n{after}")
-            })
+        let left: Vec<String> = leaks::differences(before, &snapshot())
+            .into_iter()
+            .map(|(_, listing)| listing)
             .collect();
         assert!(left.is_empty(), "left behind: {}", left.join("\n"));
     };
@@ -76,11 +38,9 @@ fn checker_sees_a_leak() {
     sh("mkdir -p /run/joey/k8s.io/leaked && ip netns add joey-leaked");
     let after = snapshot();
     sh("rmdir /run/joey/k8s.io/leaked && ip netns del joey-leaked");
-    let kinds: Vec<&str> = KINDS
-        .iter()
-        .zip(before.iter().zip(&after))
-        .filter(|(_, (before, after))| before != after)
-        .map(|((kind, _), _)| *kind)
+    let kinds: Vec<&str> = leaks::differences(&before, &after)
+        .into_iter()
+        .map(|(kind, _)| kind)
         .collect();
     assert!(
         kinds.contains(&"sockets and state") && kinds.contains(&"network namespaces"),

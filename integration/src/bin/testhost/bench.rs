@@ -3,11 +3,13 @@
 
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use integration::install;
 use integration::perf::report::Findings;
 use integration::perf::waterfall;
-use integration::testbed::{Config, Event, TestHost, build, repository};
+use integration::testbed::{Config, Event, build, repository};
+
+use crate::inner;
 
 /// Runs all cases; `FIRECRACKER` names a binary to measure beside.
 pub fn run(runs: usize) -> anyhow::Result<i32> {
@@ -18,27 +20,18 @@ pub fn run(runs: usize) -> anyhow::Result<i32> {
         "guest/pack-agent.sh",
         &[&path(&doorbell)?, &path(&archive)?],
     )?;
-    let inner = std::env::current_exe()?.with_file_name("bench");
-    if !inner.exists() {
-        bail!("{} is not built: use `make bench`", inner.display());
-    }
-
     let mut config = Config::with_joey()?;
     config.virtual_clock = true;
-    let mut command = format!("/usr/local/libexec/bench --runs {runs} --unit virtual_ms");
+    let mut command = format!("{}/bench --runs {runs} --unit virtual_ms", inner::DIRECTORY);
     config.layer = config
         .layer
-        .file(inner, "/usr/local/libexec/bench", 0o755)
         .file(archive, format!("{}/doorbell.cpio", install::SHARE), 0o644);
     if let Some(firecracker) = std::env::var_os("FIRECRACKER") {
-        config.layer = config
-            .layer
-            .file(firecracker, "/usr/local/libexec/firecracker", 0o755);
-        command.push_str(" --firecracker /usr/local/libexec/firecracker");
+        let path = format!("{}/firecracker", inner::DIRECTORY);
+        command.push_str(&format!(" --firecracker {path}"));
+        config.layer = config.layer.file(firecracker, path, 0o755);
     }
-    let host = TestHost::boot(&config)?;
-    host.start_containerd()?;
-    host.check("crictl pull 127.0.0.1:5000/busybox:latest")?;
+    let host = inner::boot(config, "bench")?;
 
     let mut json = Vec::new();
     let status = host

@@ -1,8 +1,10 @@
 //! The test host for people and make: a shell in it, or commands with their
 //! output as it comes.
 
-#[cfg(feature = "bench")]
+#[cfg(feature = "drivers")]
 mod bench;
+#[cfg(feature = "drivers")]
+mod inner;
 mod terminal;
 
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
@@ -17,6 +19,7 @@ usage: testhost [OPTION...] shell          a shell in a new test host
        testhost [OPTION...] run COMMAND... a program with arguments, or one shell command
        testhost [OPTION...] demo           the demo of the README
        testhost bench [RUNS]               the benches, on the virtual clock (default 31 runs)
+       testhost faults|soak [OPTION...]    fault injection; many pods (--help lists options)
 options:
   --bare            without joey and without containerd running
   --virtual-clock   one processor, on which an instruction takes a nanosecond
@@ -68,10 +71,12 @@ fn run() -> anyhow::Result<i32> {
     match (verb.as_str(), words.as_slice()) {
         ("shell", []) => shell(&boot(&options)?),
         ("demo", []) => stream(boot(&options)?.command(["bash", "-s"]), DEMO.as_bytes()),
-        #[cfg(feature = "bench")]
+        #[cfg(feature = "drivers")]
         ("bench", []) => bench::run(31),
-        #[cfg(feature = "bench")]
+        #[cfg(feature = "drivers")]
         ("bench", [runs]) => bench::run(runs.parse()?),
+        #[cfg(feature = "drivers")]
+        ("faults" | "soak", options) => inner::run(&verb, options),
         ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty()),
         ("run", [_, ..]) => stream(boot(&options)?.command(words), std::io::empty()),
         _ => bail!("{USAGE}"),

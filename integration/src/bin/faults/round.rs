@@ -1,0 +1,345 @@
+//! One pod's life with one fault in it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use integration::cri::{ContainerPlan, ContainerState, Cri, Pod, PodPlan};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::LIMIT;
+use super::host::Containerd;
+use super::strike::{Striker, Target};
+
+/// A directory of the host that the pods' containers see.
+const VOLUME: &str = "/var/lib/faults-volume";
+/// Between two looks at something that shall come about.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// A removal may meet what a fault left for containerd to find out first; the
+/// kubelet tries again too.
+const REMOVALS: u32 = 5;
+
+/// The parts of a pod's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Step {
+    RunPod,
+    Create,
+    Start,
+    Exec,
+    Stop,
+    StopPod,
+    RemovePod,
+}
+
+impl Step {
+    const ALL: [Step; 7] = [
+        Step::RunPod,
+        Step::Create,
+        Step::Start,
+        Step::Exec,
+        Step::Stop,
+        Step::StopPod,
+        Step::RemovePod,
+    ];
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Step::RunPod => "RunPodSandbox",
+            Step::Create => "CreateContainer",
+            Step::Start => "StartContainer",
+            Step::Exec => "ExecSync",
+            Step::Stop => "StopContainer",
+            Step::StopPod => "StopPodSandbox",
+            Step::RemovePod => "RemovePodSandbox",
+        })
+    }
+}
+
+/// What is killed, and when.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    target: Target,
+    step: Step,
+    /// Share of the step's usual time that passes before.
+    moment: f64,
+}
+
+impl Fault {
+    /// The fault of a round.
+    pub fn draw(seed: u64, number: u64, handler: &str) -> Fault {
+        let mut random =
+            fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9).wrapping_add(number));
+        let targets: &[(Target, &[Step])] = &[
+            (Target::Shim, &Step::ALL),
+            (Target::Containerd, &Step::ALL),
+            (Target::Vmm, &Step::ALL),
+            // A volume's server runs from the first container on.
+            (Target::Virtiofsd, &Step::ALL[1..]),
+            // It takes a running container to hurt the guest.
+            (Target::Guest, &Step::ALL[3..]),
+        ];
+        let known = if handler == "runc" { 2 } else { targets.len() };
+        let (target, steps) = targets[random.usize(..known)];
+        Fault {
+            target,
+            step: steps[random.usize(..steps.len())],
+            moment: random.f64(),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} in {}", self.target, self.step)
+    }
+}
+
+/// How a round went that went well.
+pub enum Outcome {
+    /// The step was over before there was anything to hit.
+    Missed,
+    /// What the struck step answered.
+    Struck {
+        /// Its error, if it failed.
+        failure: Option<String>,
+    },
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Outcome::Missed => out.write_str("missed"),
+            Outcome::Struck { failure: None } => out.write_str("struck, the request succeeded"),
+            Outcome::Struck {
+                failure: Some(failure),
+            } => write!(out, "struck: {failure}"),
+        }
+    }
+}
+
+/// All rounds of a run.
+pub struct Rounds {
+    cri: Cri,
+    containerd: Containerd,
+    handler: String,
+    striker: Striker,
+    /// How long each step takes when nothing is struck.
+    usual: HashMap<Step, Duration>,
+}
+
+/// A round's pod, as far as it has come.
+struct Life {
+    plan: PodPlan,
+    pod: Option<Pod>,
+    container: String,
+}
+
+impl Life {
+    fn new(handler: &str, name: &str) -> Life {
+        Life {
+            plan: PodPlan::new(handler, name, true),
+            pod: None,
+            container: String::new(),
+        }
+    }
+
+    async fn step(&mut self, cri: &mut Cri, step: Step) -> anyhow::Result<()> {
+        let pod = || self.pod.as_ref().context("there is no pod");
+        match step {
+            Step::RunPod => self.pod = Some(cri.run_pod(&self.plan).await?),
+            Step::Create => {
+                let plan = ContainerPlan {
+                    privileged: true,
+                    volume: Some((VOLUME.into(), "/volume".into())),
+                    ..ContainerPlan::idle()
+                };
+                self.container = cri.create(pod()?, "victim", &plan).await?;
+            }
+            Step::Start => cri.start(&self.container).await?,
+            Step::Exec => drop(cri.exec(&self.container, "cat /volume/file").await?),
+            Step::Stop => cri.stop(&self.container, Duration::from_secs(1)).await?,
+            Step::StopPod => cri.stop_pod(&pod()?.id).await?,
+            Step::RemovePod => cri.remove_pod(&pod()?.id).await?,
+        }
+        Ok(())
+    }
+}
+
+impl Rounds {
+    /// Spares the pods that run now.
+    pub fn new(cri: Cri, containerd: Containerd, handler: &str) -> anyhow::Result<Rounds> {
+        std::fs::create_dir_all(VOLUME)?;
+        std::fs::write(format!("{VOLUME}/file"), "content\n")?;
+        Ok(Rounds {
+            cri,
+            containerd,
+            handler: handler.to_owned(),
+            striker: Striker::new(handler),
+            usual: HashMap::new(),
+        })
+    }
+
+    /// A life without a fault: shows that there is one, and how long its steps take.
+    pub async fn calibrate(&mut self) -> anyhow::Result<()> {
+        // The first pod of a host makes what later ones find.
+        for name in ["warm-up", "calibration"] {
+            let mut life = Life::new(&self.handler, name);
+            for step in Step::ALL {
+                let begin = Instant::now();
+                bounded(step, life.step(&mut self.cri, step)).await?;
+                self.usual.insert(step, begin.elapsed());
+            }
+        }
+        Ok(())
+    }
+
+    /// One life with a fault in it.
+    ///
+    /// # Errors
+    /// When something hangs, is not told truly, cannot be removed, or fails that
+    /// was not hit.
+    pub async fn play(&mut self, number: u64, fault: &Fault) -> anyhow::Result<Outcome> {
+        let name = format!("victim-{number}");
+        let mut life = Life::new(&self.handler, &name);
+        for step in Step::ALL.into_iter().take_while(|step| *step < fault.step) {
+            bounded(step, life.step(&mut self.cri, step)).await?;
+        }
+        let outcome = self.strike(&mut life, fault).await?;
+        if let Outcome::Struck { .. } = outcome {
+            if fault.target == Target::Containerd {
+                self.containerd.restart(&mut self.cri).await?;
+            }
+            self.tells_the_truth(&mut life, fault).await?;
+        }
+        self.remove(&name).await?;
+        Ok(outcome)
+    }
+
+    async fn strike(&mut self, life: &mut Life, fault: &Fault) -> anyhow::Result<Outcome> {
+        let delay = self.usual[&fault.step].mul_f64(fault.moment);
+        let container = life.container.clone();
+        let mut cri = self.cri.clone();
+        let strike = self.striker.strike(fault.target, delay, &container);
+        let step = bounded(fault.step, life.step(&mut cri, fault.step));
+        tokio::pin!(strike, step);
+        let answer = tokio::select! {
+            biased;
+            () = &mut strike => step.await,
+            answer = &mut step => {
+                answer?;
+                return Ok(Outcome::Missed);
+            }
+        };
+        match answer {
+            Err(error) if error.is::<Hangs>() => Err(error),
+            answer => Ok(Outcome::Struck {
+                failure: answer
+                    .err()
+                    .map(|error| format!("{error}: {}", error.root_cause())),
+            }),
+        }
+    }
+
+    /// Whether containerd knows how the pod is after the fault.
+    async fn tells_the_truth(&mut self, life: &mut Life, fault: &Fault) -> anyhow::Result<()> {
+        let (Some(pod), true) = (&life.pod, fault.step < Step::StopPod) else {
+            return Ok(());
+        };
+        let running = fault.step > Step::Start && fault.step < Step::Stop;
+        let mut cri = self.cri.clone();
+        if fault.target == Target::Containerd {
+            // It was away; the pod was not.
+            if running {
+                let said = bounded(Step::Exec, cri.exec(&life.container, "echo alive")).await?;
+                anyhow::ensure!(said == "alive\n", "after the restart the pod said {said:?}");
+            }
+            return Ok(());
+        }
+        let id = pod.id.clone();
+        eventually("the pod is reported not ready", async || {
+            Ok(!cri.is_ready(&id).await?)
+        })
+        .await?;
+        if running {
+            let container = life.container.clone();
+            let mut cri = self.cri.clone();
+            eventually("the container is reported exited", async || {
+                let status = cri.status(&container).await?;
+                Ok(status.state() == ContainerState::ContainerExited && status.exit_code != 0)
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the round's pod as the kubelet does: whatever containerd lists under
+    /// its name, again when that fails.
+    async fn remove(&mut self, name: &str) -> anyhow::Result<()> {
+        let mut tries = 0;
+        loop {
+            let pods = bounded_as("ListPodSandbox", self.cri.pods()).await?;
+            let mine = |pod: &integration::cri::PodSandbox| {
+                pod.metadata.as_ref().is_some_and(|meta| meta.name == name)
+            };
+            let Some(pod) = pods.into_iter().find(mine) else {
+                return Ok(());
+            };
+            match bounded_as("the removal", self.cri.end_pod(&pod.id)).await {
+                Ok(()) => {}
+                Err(error) if tries >= REMOVALS || error.is::<Hangs>() => {
+                    return Err(error.context(format!("sandbox {} cannot be removed", pod.id)));
+                }
+                Err(_) => {
+                    tries += 1;
+                    sleep(LOOK_AGAIN * 2u32.pow(tries)).await;
+                }
+            }
+        }
+    }
+}
+
+/// A request that was not answered within [`LIMIT`].
+#[derive(Debug, thiserror::Error)]
+#[error("{what} is not answered within {} s", LIMIT.as_secs())]
+struct Hangs {
+    what: String,
+}
+
+async fn bounded<T>(
+    step: Step,
+    request: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    bounded_as(&step.to_string(), request).await
+}
+
+async fn bounded_as<T>(
+    what: &str,
+    request: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    match timeout(LIMIT, request).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            let what = what.to_owned();
+            Err(Hangs { what }.into())
+        }
+    }
+}
+
+/// Waits for something to come about.
+async fn eventually(
+    what: &str,
+    mut check: impl AsyncFnMut() -> anyhow::Result<bool>,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    while !check().await? {
+        if Instant::now() > deadline {
+            bail!("never came about: {what}");
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
+}

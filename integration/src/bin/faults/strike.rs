@@ -1,0 +1,96 @@
+//! What is killed, and how.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::Duration;
+
+use integration::cri::Cri;
+use tokio::time::sleep;
+
+use super::host::{end, running};
+
+/// What a fault hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The pod's shim, or the process that starts it.
+    Shim,
+    /// The pod's VMM.
+    Vmm,
+    /// The pod's guest with its agent: its kernel panics.
+    Guest,
+    /// The file server of the pod's volumes.
+    Virtiofsd,
+    /// containerd itself.
+    Containerd,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Target::Shim => "shim",
+            Target::Vmm => "VMM",
+            Target::Guest => "guest",
+            Target::Virtiofsd => "virtiofsd",
+            Target::Containerd => "containerd",
+        })
+    }
+}
+
+/// Makes the kernel panic at the next lack of memory, and memory lack. Needs a
+/// privileged container, as an attacker in a pod would.
+const PANIC: &str = "echo 2 >/proc/sys/vm/panic_on_oom; tail /dev/zero";
+
+/// Between two looks for a process that is not there yet.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// A way to hit the pod of this round and nobody else's.
+pub struct Striker {
+    /// Processes that were there before the round.
+    others: HashSet<i32>,
+    runc: bool,
+}
+
+impl Striker {
+    /// Spares what runs now.
+    pub fn new(handler: &str) -> Striker {
+        let runc = handler == "runc";
+        let mut striker = Striker {
+            others: HashSet::new(),
+            runc,
+        };
+        for target in [Target::Shim, Target::Vmm, Target::Virtiofsd] {
+            striker.others.extend(running(striker.program(target)));
+        }
+        striker
+    }
+
+    fn program(&self, target: Target) -> &'static str {
+        match target {
+            Target::Shim if self.runc => "containerd-shim-runc-v2",
+            Target::Shim => "containerd-shim-joey-v2",
+            Target::Vmm | Target::Guest => "joey-vmm",
+            Target::Virtiofsd => "virtiofsd",
+            Target::Containerd => "containerd",
+        }
+    }
+
+    /// Hits the target after `delay`; where there is none yet, as soon as it is
+    /// there. Never returns when there is none.
+    pub async fn strike(&self, target: Target, delay: Duration, container: &str) {
+        sleep(delay).await;
+        if target == Target::Guest {
+            let container = container.to_owned();
+            // On its own: nothing that happens now keeps the guest from panicking.
+            tokio::spawn(async move { Cri::connect().exec(&container, PANIC).await });
+            return;
+        }
+        loop {
+            let found = running(self.program(target));
+            let mine = found.into_iter().find(|pid| !self.others.contains(pid));
+            if mine.is_some_and(end) {
+                return;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Programs that drive containerd from inside the test host.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use integration::testbed::{Config, TestHost};
+
+/// Where they are in the test host.
+pub const DIRECTORY: &str = "/usr/local/libexec";
+
+/// A program of this crate, built beside this one.
+pub fn program(name: &str) -> anyhow::Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    if !path.exists() {
+        bail!("{} is not built: use `make {name}`", path.display());
+    }
+    Ok(path)
+}
+
+/// Boots `config` with a program of this crate in it, containerd running and the
+/// image pulled that the programs run.
+pub fn boot(mut config: Config, name: &str) -> anyhow::Result<TestHost> {
+    config.layer = config
+        .layer
+        .file(program(name)?, format!("{DIRECTORY}/{name}"), 0o755);
+    let host = TestHost::boot(&config)?;
+    host.start_containerd()?;
+    host.check(&format!("crictl pull {}", integration::cri::IMAGE))?;
+    Ok(host)
+}
+
+/// Boots a test host, runs a program in it with arguments, and passes on its output.
+pub fn run(name: &str, arguments: &[String]) -> anyhow::Result<i32> {
+    let host = boot(Config::with_joey()?, name)?;
+    let words = std::iter::once(format!("{DIRECTORY}/{name}")).chain(arguments.iter().cloned());
+    super::stream(host.command(words), std::io::empty())
+}

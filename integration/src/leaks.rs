@@ -1,0 +1,58 @@
+//! What pods may leave on a node: nothing. The listings that a leak shows in.
+
+/// What is compared: each line of a script's output is one thing that exists.
+pub const KINDS: [(&str, &str); 8] = [
+    (
+        "processes",
+        "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *joey*|*mkfs.*|*virtiofsd*) readlink $p/exe;; esac; done",
+    ),
+    ("mounts", "awk '{print $5, $9}' /proc/self/mountinfo | sort"),
+    ("network namespaces", "ls /run/netns"),
+    (
+        "network devices",
+        "ls /sys/class/net | sed 's/^veth.*/veth/' | sort",
+    ),
+    (
+        "BPF programs",
+        "bpftool -j prog show | jq -r '.[].name' | sort",
+    ),
+    (
+        "cgroups",
+        "find /sys/fs/cgroup -mindepth 1 -type d | grep -v /init",
+    ),
+    (
+        "sockets and state",
+        "find /run/joey /run/containerd/s /run/containerd/io.containerd.runtime.v2.task -mindepth 2",
+    ),
+    (
+        "files",
+        "find /var/lib/joey /tmp /dev/shm -type f ! -name '*.erofs' ! -name '*lock' ! -name '*.ext4' ! -name '*.json' ! -name '*.log'",
+    ),
+];
+
+/// One listing for each of [`KINDS`].
+pub type Snapshot = Vec<String>;
+
+/// The host as it is now; `shell` runs a script in it and returns its output.
+///
+/// # Errors
+/// Those of `shell`.
+pub fn snapshot<E>(mut shell: impl FnMut(&str) -> Result<String, E>) -> Result<Snapshot, E> {
+    // `ls`, `grep` and `find` fail where there is nothing, which is the aim.
+    KINDS
+        .iter()
+        .map(|(_, script)| shell(&format!("{script}; true")))
+        .collect()
+}
+
+/// Each kind of which two snapshots differ, with both listings.
+pub fn differences(before: &Snapshot, after: &Snapshot) -> Vec<(&'static str, String)> {
+    KINDS
+        .iter()
+        .zip(before.iter().zip(after))
+        .filter(|(_, (before, after))| before != after)
+        .map(|((kind, _), (before, after))| {
+            (*kind, format!("{kind}\nbefore:\n{before}\nafter:\n{after}"))
+        })
+        .collect()
+}
