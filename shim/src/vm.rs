@@ -245,7 +245,8 @@ impl Vm {
     async fn wait_ready(&self, events: &mut Events) -> Result<()> {
         match tokio::time::timeout(READY_TIME, events.recv()).await {
             Ok(Some(vmm::Event::Ready)) => Ok(()),
-            Ok(Some(vmm::Event::Stopped { reason })) => Err(Error::Failed(format!(
+            // No file system is attached before the agent is there, so that is as bad.
+            Ok(Some(vmm::Event::Stopped { reason } | vmm::Event::FsLost { reason })) => Err(Error::Failed(format!(
                 "the guest stopped before its agent answered: {reason}; \
                  set `console = true` in the configuration to see why"
             ))),

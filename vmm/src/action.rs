@@ -31,6 +31,24 @@ pub enum Action {
         /// Index of the vCPU.
         cpu: u8,
     },
+    /// Put a file system daemon behind the file system device. Carries the descriptors
+    /// of [`crate::devices::virtio::fs::Backend`], in its order. Answer: [`Reply::Attached`].
+    AttachFs,
+    /// Take the daemon away again. The guest must have released the device.
+    DetachFs,
+    /// Put a block device or file behind a spare disk. Carries its descriptor.
+    /// Answer: [`Reply::Attached`].
+    AttachDisk {
+        /// Bytes to show, in whole sectors of 512.
+        size: u64,
+        /// Whether writes are refused.
+        read_only: bool,
+    },
+    /// Take back what `AttachDisk` put in this slot.
+    DetachDisk {
+        /// As answered to `AttachDisk`.
+        slot: u8,
+    },
     /// Counters of the VM and its devices.
     Stats,
     /// Stop the VM and exit.
@@ -45,6 +63,13 @@ pub enum Reply {
     Done,
     /// Answer to [`Action::Stats`].
     Stats(Box<crate::metrics::Stats>),
+    /// Answer to [`Action::AttachFs`] and [`Action::AttachDisk`].
+    Attached {
+        /// Which slot of its kind was taken.
+        slot: u8,
+        /// The device's name below /sys/bus/platform/devices of the guest.
+        device: String,
+    },
     /// Not done; one sentence that names the thing and the next step.
     Failed(String),
 }
@@ -55,6 +80,12 @@ pub enum Reply {
 pub enum Event {
     /// The agent dialled the ready port.
     Ready,
+    /// The file system daemon is gone or made no sense. The guest gets I/O errors from
+    /// its file system from now on.
+    FsLost {
+        /// Why, in words.
+        reason: String,
+    },
     /// The guest is gone; the VMM exits after it.
     Stopped {
         /// Why, in words: "guest reset", "guest panic", "vcpu failed: ...".

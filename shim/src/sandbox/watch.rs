@@ -27,6 +27,9 @@ pub(super) async fn vm(sandbox: Arc<Sandbox>, mut events: Events) {
     while let Some(event) = events.recv().await {
         match event {
             vmm::Event::Ready => tracing::warn!("the guest's agent reported ready again"),
+            vmm::Event::FsLost { reason } => {
+                tracing::error!("the sandbox's volumes are lost: {reason}");
+            }
             vmm::Event::Stopped { reason } => {
                 tracing::info!(sandbox = sandbox.id, reason, "the guest stopped");
                 break;
