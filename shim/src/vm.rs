@@ -246,10 +246,12 @@ impl Vm {
         match tokio::time::timeout(READY_TIME, events.recv()).await {
             Ok(Some(vmm::Event::Ready)) => Ok(()),
             // No file system is attached before the agent is there, so that is as bad.
-            Ok(Some(vmm::Event::Stopped { reason } | vmm::Event::FsLost { reason })) => Err(Error::Failed(format!(
-                "the guest stopped before its agent answered: {reason}; \
+            Ok(Some(vmm::Event::Stopped { reason } | vmm::Event::FsLost { reason })) => {
+                Err(Error::Failed(format!(
+                    "the guest stopped before its agent answered: {reason}; \
                  set `console = true` in the configuration to see why"
-            ))),
+                )))
+            }
             Ok(None) => Err(Error::Failed(format!(
                 "the VMM ended before the guest's agent answered; {DOCTOR}"
             ))),

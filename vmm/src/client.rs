@@ -15,6 +15,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use crate::action::{Action, Reply};
 use crate::channel::{Channel, ChannelError};
+use crate::devices::virtio::fs;
 use crate::files::BootFiles;
 use crate::metrics::Stats;
 use crate::spec::VmSpec;
@@ -44,6 +45,9 @@ pub enum ClientError {
     /// It refused; a sentence that names the thing and the next step.
     #[error("{0}")]
     Refused(String),
+    /// The file system daemon cannot be used.
+    #[error("{0}")]
+    Daemon(String),
     /// The control socket failed, or an earlier call did not finish.
     #[error("talking to the VMM: {0}")]
     Channel(String),
@@ -151,8 +155,11 @@ impl Vmm {
     /// [`crate::Event::FsLost`] and the guest gets EIO from that file system from then on.
     /// One daemon at a time: a second one is refused until [`Self::detach_fs`].
     pub fn attach_fs(&mut self, socket: BorrowedFd<'_>) -> Result<String, ClientError> {
-        let _ = socket;
-        Err(ClientError::Refused("not there yet".into()))
+        let backend =
+            fs::connect(socket).map_err(|error| ClientError::Daemon(error.to_string()))?;
+        let files = backend.borrow().into_list();
+        self.attached(&Action::AttachFs, &files)
+            .map(|(_, device)| device)
     }
 
     /// Takes the file system daemon away. The guest must have unmounted the file system
@@ -175,13 +182,11 @@ impl Vmm {
         size: u64,
         read_only: bool,
     ) -> Result<(u8, String), ClientError> {
-        match self.call(&Action::AttachDisk { size, read_only }, &[file])? {
-            Reply::Attached { slot, device } => Ok((slot, device)),
-            other => Err(self.mismatch(&other)),
-        }
+        self.attached(&Action::AttachDisk { size, read_only }, &[file])
     }
 
-    /// Makes a disk's data durable and takes it back. The guest must have unbound the
+    /// Takes a disk back. What the guest wrote is in the file or the host's cache of the
+    /// device; what it flushed is durable. The guest must have unbound the
     /// device (`unbind` beside `bind`); if it has not, it gets I/O errors and the slot
     /// stays taken until it has.
     pub fn detach_disk(&mut self, slot: u8) -> Result<(), ClientError> {
@@ -235,6 +240,18 @@ impl Vmm {
                 Ok(_) | Err(Errno::ECHILD) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
+        }
+    }
+
+    /// An action that takes a slot.
+    fn attached(
+        &mut self,
+        action: &Action,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(u8, String), ClientError> {
+        match self.call(action, files)? {
+            Reply::Attached { slot, device } => Ok((slot, device)),
+            other => Err(self.mismatch(&other)),
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 pub use crate::devices::virtio::block::BlockStats;
+pub use crate::devices::virtio::fs::FsStats;
 pub use crate::devices::virtio::net::NetStats;
 pub use crate::devices::virtio::rng::RngStats;
 pub use crate::devices::virtio::vsock::VsockStats;
@@ -18,6 +19,10 @@ pub struct Stats {
     pub window: BlockStats,
     /// vdb, scratch.
     pub scratch: BlockStats,
+    /// The volumes' disks, all together.
+    pub volumes: BlockStats,
+    /// The file system device.
+    pub fs: FsStats,
     /// The NIC.
     pub net: NetStats,
     /// The socket device.

@@ -3,33 +3,32 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
 
 use crate::action::{Action, Event, Reply};
 use crate::channel::{Channel, ChannelError};
-use crate::devices::virtio::block::{Block, Window};
+use crate::devices::virtio::block::Window;
+use crate::devices::virtio::fs::Backend;
 use crate::devices::virtio::vsock::Vsock;
 use crate::files::BootFiles;
 use crate::jail;
+use crate::poll::{add, again_if, lock, serve_kick, spawn, wait};
 use crate::seccomp::{self, ThreadKind};
 use crate::spec::VmSpec;
+use crate::storage::{self, Storage};
 use crate::sys;
 use crate::vcpu::Stop;
-use crate::vm::{Counters, CpuFactory, Disks, Peripherals, Slot, Vm};
+use crate::vm::{Counters, CpuFactory, Peripherals, Vm};
 
 /// Descriptors that the owner hands over.
 const CONTROL_FD: i32 = 3;
 const EVENTS_FD: i32 = 4;
-/// Stack of each thread in bytes; only touched pages count.
-const STACK: usize = 128 * 1024;
 /// How long the owner waits for a new vCPU before it is told that it failed.
 const ONLINE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -125,24 +124,24 @@ fn start(
         boot_cpu,
         cpus,
         disks,
+        spares,
         peripherals,
         window,
         counters,
     } = vm;
-    let disk_loop = disk_loop(&disks)?;
-    spawn("disk", ThreadKind::Disk, &stop, move || {
-        serve_disks(&disk_loop, &disks)
-    })?;
+    storage::serve_disks(disks, &stop)?;
     let parked = (1..spec.vcpus)
         .map(|index| park_cpu(index, &cpus, &stop))
         .collect::<io::Result<Vec<_>>>()?;
     // Never dropped: its thread may not close descriptors.
     let mut boot_cpu = ManuallyDrop::new(boot_cpu);
     spawn("vcpu0", ThreadKind::Vcpu, &stop, move || Ok(boot_cpu.run()))?;
+    let storage = Storage::start(spares, &stop)?;
     let mut owner = Owner {
         control,
         events,
         window,
+        storage,
         counters,
         parked,
         stop,
@@ -157,33 +156,6 @@ fn start(
             sys::exit_now(1)
         }
     }
-}
-
-/// Starts a confined thread; its result says why the guest cannot go on.
-fn spawn(
-    name: &str,
-    kind: ThreadKind,
-    stop: &Arc<Stop>,
-    work: impl FnOnce() -> io::Result<String> + Send + 'static,
-) -> io::Result<()> {
-    let stop = Arc::clone(stop);
-    let thread_name = name.to_string();
-    thread::Builder::new()
-        .name(thread_name.clone())
-        .stack_size(STACK)
-        .spawn(move || {
-            let reason = match seccomp::install(kind) {
-                Ok(()) => work().unwrap_or_else(|error| format!("{thread_name} failed: {error}")),
-                Err(error) => error.to_string(),
-            };
-            stop.tell(reason);
-            // The thread's end would need system calls that it may not make; the
-            // process ends in a moment.
-            loop {
-                thread::park();
-            }
-        })?;
-    Ok(())
 }
 
 /// A thread that makes and runs its vCPU when told.
@@ -223,65 +195,12 @@ fn park_cpu(index: u8, cpus: &CpuFactory, stop: &Arc<Stop>) -> io::Result<Parked
     Ok(ParkedCpu { go, made })
 }
 
-/// What the disk thread waits for: 0 is the window, 1 is scratch.
-fn disk_loop(disks: &Disks) -> io::Result<Epoll> {
-    let epoll = Epoll::new()?;
-    for (token, slot) in (0..).zip([&disks.window, &disks.scratch]) {
-        add(&epoll, slot.kick.as_raw_fd(), EventSet::IN, token)?;
-    }
-    Ok(epoll)
-}
-
-/// The disk thread: what it does may block for long.
-fn serve_disks(epoll: &Epoll, disks: &Disks) -> io::Result<String> {
-    let slots = [&disks.window, &disks.scratch];
-    loop {
-        let mut events = [EpollEvent::default(); 2];
-        let count = wait(epoll, &mut events, None)?;
-        for event in &events[..count] {
-            serve_kick(slots[event.data() as usize & 1], Block::process);
-        }
-    }
-}
-
-/// Serves a device after a kick, and kicks it again when there is more to do.
-fn serve_kick<D>(slot: &Slot<D>, process: impl FnOnce(&mut D) -> bool) {
-    // Only the counter's reset matters, not its value.
-    let _ = slot.kick.read();
-    again_if(process(&mut lock(&slot.device)), &slot.kick);
-}
-
-/// Makes sure that a device with more to do gets another turn.
-fn again_if(more: bool, kick: &EventFd) {
-    if more {
-        // It fails only when it is readable already.
-        let _ = kick.write(1);
-    }
-}
-
-/// Waits for `token` when `fd` is ready.
-fn add(epoll: &Epoll, fd: RawFd, events: EventSet, token: u64) -> io::Result<()> {
-    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, token))
-}
-
-/// Waits for events, until the deadline if there is one; an interrupted wait is no event.
-fn wait(epoll: &Epoll, events: &mut [EpollEvent], deadline: Option<Instant>) -> io::Result<usize> {
-    let timeout = deadline.map_or(-1, |deadline| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        // Rounded up, so that the deadline has passed after the wait.
-        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
-    });
-    match epoll.wait(timeout, events) {
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-        result => result,
-    }
-}
-
 /// The side of the process that talks to its owner.
 struct Owner {
     control: Channel,
     events: File,
     window: Window,
+    storage: Storage,
     counters: Counters,
     parked: Vec<ParkedCpu>,
     stop: Arc<Stop>,
@@ -334,10 +253,20 @@ impl Owner {
                     .map_err(|error| error.to_string())?;
             }
             Action::OnlineCpu { cpu } => self.online(cpu)?,
-            Action::AttachFs
-            | Action::DetachFs
-            | Action::AttachDisk { .. }
-            | Action::DetachDisk { .. } => return Err("not there yet".into()),
+            Action::AttachFs => {
+                let backend = Backend::from_list(files)
+                    .ok_or("attach_fs takes the descriptors of a file system daemon")?;
+                return self.storage.attach_fs(backend);
+            }
+            Action::DetachFs => self.storage.detach_fs()?,
+            Action::AttachDisk { size, read_only } => {
+                let (Some(file), true) = (files.pop(), files.is_empty()) else {
+                    return Err("attach_disk takes exactly one descriptor".into());
+                };
+                let file = File::from(file);
+                return self.storage.attach_disk(file, size, read_only);
+            }
+            Action::DetachDisk { slot } => self.storage.detach_disk(slot)?,
             Action::Stats => return Ok(Reply::Stats(Box::new(self.counters.stats()))),
             Action::Shutdown => {}
         }
@@ -374,9 +303,10 @@ enum Token {
     VsockKick,
     Sockets,
     RngKick,
+    FsLost,
 }
 
-const TOKENS: [Token; 7] = [
+const TOKENS: [Token; 8] = [
     Token::Control,
     Token::Stop,
     Token::NetKick,
@@ -384,6 +314,7 @@ const TOKENS: [Token; 7] = [
     Token::VsockKick,
     Token::Sockets,
     Token::RngKick,
+    Token::FsLost,
 ];
 
 /// The loop of the devices thread.
@@ -403,6 +334,7 @@ impl Loop {
             (vsock.kick.as_raw_fd(), Token::VsockKick),
             (vsock_device.sockets().as_raw_fd(), Token::Sockets),
             (rng.kick.as_raw_fd(), Token::RngKick),
+            (owner.storage.fs_lost(), Token::FsLost),
         ] {
             add(&epoll, fd, EventSet::IN, token as u64)?;
         }
@@ -446,6 +378,11 @@ impl Loop {
                             owner.say(&Event::Ready);
                         }
                     }
+                    Token::FsLost => {
+                        if let Some(reason) = owner.storage.take_fs_loss() {
+                            owner.say(&Event::FsLost { reason });
+                        }
+                    }
                     Token::RngKick => {
                         let _ = rng.kick.read();
                         if refill.is_none() {
@@ -463,11 +400,4 @@ impl Loop {
 
 fn deadline(wait: Option<Duration>) -> Option<Instant> {
     wait.map(|wait| Instant::now() + wait)
-}
-
-/// A panic ends the process, so no lock is ever poisoned.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }

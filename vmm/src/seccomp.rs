@@ -18,6 +18,10 @@ pub enum ThreadKind {
     Devices,
     /// The disks.
     Disk,
+    /// The disks of volumes, which come and go.
+    Volumes,
+    /// The file system device.
+    Fs,
 }
 
 /// A filter cannot be installed.
@@ -73,6 +77,18 @@ const DISK: [i64; 6] = [
     libc::SYS_pwritev,
 ];
 
+const VOLUMES: [i64; 7] = [
+    libc::SYS_read,
+    libc::SYS_close,
+    libc::SYS_fdatasync,
+    libc::SYS_epoll_wait,
+    libc::SYS_fallocate,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+];
+
+const FS: [i64; 2] = [libc::SYS_read, libc::SYS_epoll_wait];
+
 /// When a system call is allowed.
 #[derive(Clone, Debug)]
 enum Rule {
@@ -109,6 +125,8 @@ fn rules(kind: ThreadKind) -> Vec<(u32, Rule)> {
         }
         ThreadKind::Devices => allow(&DEVICES, Rule::Always),
         ThreadKind::Disk => allow(&DISK, Rule::Always),
+        ThreadKind::Volumes => allow(&VOLUMES, Rule::Always),
+        ThreadKind::Fs => allow(&FS, Rule::Always),
     }
     rules.sort_by_key(|(call, _)| *call);
     rules
@@ -197,11 +215,13 @@ fn skip(piece: &[sock_filter]) -> u8 {
 mod tests {
     use super::*;
 
-    const KINDS: [ThreadKind; 4] = [
+    const KINDS: [ThreadKind; 6] = [
         ThreadKind::Vcpu,
         ThreadKind::ParkedVcpu,
         ThreadKind::Devices,
         ThreadKind::Disk,
+        ThreadKind::Volumes,
+        ThreadKind::Fs,
     ];
 
     /// What a filter says to a system call, as the kernel would run it.

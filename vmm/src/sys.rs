@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr;
 
@@ -285,10 +285,36 @@ pub fn event() -> io::Result<EventFd> {
     EventFd::new(EFD_NONBLOCK)
 }
 
+/// A descriptor that came from [`from_event`], in this process or another.
+pub fn to_event(fd: OwnedFd) -> EventFd {
+    // SAFETY: the descriptor is handed over, so nothing else owns it.
+    unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) }
+}
+
+/// An event as a plain descriptor.
+pub fn from_event(event: EventFd) -> OwnedFd {
+    // SAFETY: the descriptor is handed over, so nothing else owns it.
+    unsafe { OwnedFd::from_raw_fd(event.into_raw_fd()) }
+}
+
 /// An anonymous file in memory.
 pub fn memory_file(name: &CStr) -> io::Result<OwnedFd> {
     // SAFETY: `name` is a C string.
     owned(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })
+}
+
+/// An anonymous file in memory of a length that nobody can change any more.
+pub fn sealed_memory_file(name: &CStr, length: u64) -> io::Result<OwnedFd> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: `name` is a C string.
+    let file = owned(unsafe { libc::memfd_create(name.as_ptr(), flags) })?;
+    let seals = libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+    // SAFETY: neither call takes memory.
+    unsafe {
+        check(libc::ftruncate(file.as_raw_fd(), to_offset(length)?))?;
+        check(libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals))?;
+    }
+    Ok(file)
 }
 
 /// Frees the blocks of `length` bytes at `offset`; they read as zeros from then on.

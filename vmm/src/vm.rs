@@ -14,7 +14,8 @@ use crate::arch::x86_64::layout::{DEVICE_SIZE, DEVICES, FIRST_IRQ, SERIAL_IRQ, T
 use crate::boot::{self, BootError};
 use crate::devices::bus::Bus;
 use crate::devices::serial::SerialPort;
-use crate::devices::virtio::block::{Block, BlockCounters, Disk, Scratch, Window};
+use crate::devices::virtio::block::{Block, BlockCounters, Disk, FileDisk, Window};
+use crate::devices::virtio::fs::{Fs, FsCounters};
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
 use crate::devices::virtio::net::{Net, NetCounters};
 use crate::devices::virtio::rng::{Rng, RngCounters};
@@ -24,6 +25,7 @@ use crate::files::BootFiles;
 use crate::kvm::{self, KvmError, failed};
 use crate::memory::{GuestRam, MemoryError};
 use crate::metrics::{Stats, VcpuCounters};
+use crate::slots;
 use crate::spec::VmSpec;
 use crate::sys;
 use crate::vcpu::Vcpu;
@@ -80,6 +82,16 @@ pub struct Disks {
     pub scratch: Slot<Block>,
 }
 
+/// What has no backing until one is attached.
+pub struct Spares {
+    /// The file system device.
+    pub fs: Slot<Fs>,
+    /// Written when the file system daemon is lost.
+    pub fs_lost: EventFd,
+    /// Disks for volumes.
+    pub disks: Vec<Slot<Block>>,
+}
+
 /// Everything but CPUs and disks that a thread looks after.
 pub struct Peripherals {
     /// The NIC.
@@ -96,6 +108,8 @@ pub struct Counters {
     vcpus: Arc<VcpuCounters>,
     window: Arc<BlockCounters>,
     scratch: Arc<BlockCounters>,
+    volumes: Arc<BlockCounters>,
+    fs: Arc<FsCounters>,
     net: Arc<NetCounters>,
     vsock: Arc<VsockCounters>,
     rng: Arc<RngCounters>,
@@ -108,6 +122,8 @@ impl Counters {
             vcpus: self.vcpus.stats(),
             window: self.window.stats(),
             scratch: self.scratch.stats(),
+            volumes: self.volumes.stats(),
+            fs: self.fs.stats(),
             net: self.net.stats(),
             vsock: self.vsock.stats(),
             rng: self.rng.stats(),
@@ -147,6 +163,8 @@ pub struct Vm {
     pub cpus: CpuFactory,
     /// The disks.
     pub disks: Disks,
+    /// What volumes are attached to.
+    pub spares: Spares,
     /// The other devices.
     pub peripherals: Peripherals,
     /// Where images are mapped.
@@ -170,7 +188,7 @@ impl Vm {
             .map_err(failed("make the interrupt controllers"))?;
 
         let window = Window::new();
-        let scratch = Scratch::new(File::from(files.scratch)).map_err(broken("scratch"))?;
+        let scratch = FileDisk::scratch(File::from(files.scratch)).map_err(broken("scratch"))?;
         let disk = |disk: Box<dyn Disk>, counters: &Arc<BlockCounters>, name| {
             Slot::new(Block::new(ram, disk, Arc::clone(counters)), name)
         };
@@ -192,6 +210,7 @@ impl Vm {
             vsock: Slot::new(vsock, "vsock")?,
             rng: Slot::new(Rng::new(ram, Arc::clone(&counters.rng)), "rng")?,
         };
+        let spares = Spares::new(ram, &counters)?;
 
         let mut wiring = Wiring {
             vm: &vm,
@@ -203,6 +222,11 @@ impl Vm {
         wiring.attach(&peripherals.net)?;
         wiring.attach(&peripherals.vsock)?;
         wiring.attach(&peripherals.rng)?;
+        debug_assert_eq!(wiring.transports.len(), slots::FS);
+        wiring.attach(&spares.fs)?;
+        for disk in &spares.disks {
+            wiring.attach(disk)?;
+        }
         let transports = wiring.transports;
         let serial = files.serial.map(|file| serial(&vm, file)).transpose()?;
 
@@ -226,9 +250,28 @@ impl Vm {
             boot_cpu,
             cpus,
             disks,
+            spares,
             peripherals,
             window,
             counters,
+        })
+    }
+}
+
+impl Spares {
+    fn new(ram: GuestRam, counters: &Counters) -> Result<Self, VmError> {
+        let fs_lost = sys::event().map_err(broken("the file system device"))?;
+        let lost = fs_lost
+            .try_clone()
+            .map_err(broken("the file system device"))?;
+        let fs = Fs::new(ram, lost, Arc::clone(&counters.fs));
+        let disk = || Slot::new(Block::spare(ram, Arc::clone(&counters.volumes)), "a disk");
+        Ok(Self {
+            fs: Slot::new(fs, "the file system device")?,
+            fs_lost,
+            disks: (0..slots::SPARE_DISKS)
+                .map(|_| disk())
+                .collect::<Result<_, _>>()?,
         })
     }
 }

@@ -25,6 +25,8 @@ fn kind(name: &str) -> ThreadKind {
         "parked" => ThreadKind::ParkedVcpu,
         "devices" => ThreadKind::Devices,
         "disk" => ThreadKind::Disk,
+        "volumes" => ThreadKind::Volumes,
+        "fs" => ThreadKind::Fs,
         other => panic!("unknown kind {other}"),
     }
 }
@@ -52,7 +54,7 @@ fn child() {
 
 #[test]
 fn what_a_thread_needs_is_allowed() {
-    for kind in ["vcpu", "parked", "devices", "disk"] {
+    for kind in ["vcpu", "parked", "devices", "disk", "volumes", "fs"] {
         for deed in ["nothing", "allocate"] {
             let status = run(&format!("{kind} {deed}"));
             assert!(status.success(), "{kind} {deed}: {status}");
@@ -64,7 +66,7 @@ fn what_a_thread_needs_is_allowed() {
 
 #[test]
 fn what_it_does_not_need_kills_the_process() {
-    for kind in ["vcpu", "parked", "devices", "disk"] {
+    for kind in ["vcpu", "parked", "devices", "disk", "volumes", "fs"] {
         for deed in ["open", "socket", "thread", "execute", "parent"] {
             let status = run(&format!("{kind} {deed}"));
             assert_eq!(

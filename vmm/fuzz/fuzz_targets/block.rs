@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use vmm::devices::virtio::block::{Block, Disk, Scratch, Window};
+use vmm::devices::virtio::block::{Block, Disk, FileDisk, Window};
 use vmm::sys;
 use vmm_fuzz::{Deed, carry_out, exhaust, memory, start};
 
@@ -14,7 +14,7 @@ fuzz_target!(|input: (bool, Vec<Deed>)| {
     let file = File::from(sys::memory_file(c"fuzz").expect("a file"));
     file.set_len(1 << 20).expect("room");
     let disk: Box<dyn Disk> = if scratch {
-        Box::new(Scratch::new(file).expect("scratch"))
+        Box::new(FileDisk::scratch(file).expect("scratch"))
     } else {
         let window = Window::new();
         window.map(4096, 1 << 20, file).expect("an empty window");

@@ -206,7 +206,7 @@ impl IoVec {
     }
 
     /// Calls `f` with pointer and length of each piece of `range`.
-    fn each(&self, range: Range<usize>, mut f: impl FnMut(*mut u8, usize)) {
+    pub(super) fn each(&self, range: Range<usize>, mut f: impl FnMut(*mut u8, usize)) {
         let (mut skip, mut left) = (range.start, range.end.saturating_sub(range.start));
         for part in &self.parts {
             if left == 0 {

@@ -1,6 +1,7 @@
 //! Guest memory: made once, shared by every thread, mapped until the process ends.
 #![allow(unsafe_code)]
 
+mod arena;
 mod iovec;
 
 use std::io;
@@ -13,6 +14,7 @@ use vm_memory::{
     MmapRegion,
 };
 
+pub use arena::Arena;
 pub use iovec::{BadBuffer, IoVec};
 
 /// Page size of host and guest in bytes.

@@ -1,6 +1,7 @@
 //! Virtio devices (version 1.2 of the specification) behind virtio-mmio.
 
 pub mod block;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 pub mod queue;
@@ -28,6 +29,8 @@ pub mod feature {
 
 /// Device type numbers of the specification.
 pub mod device_type {
+    /// A place without a device: a driver leaves it alone.
+    pub const NONE: u32 = 0;
     /// Network card.
     pub const NET: u32 = 1;
     /// Block device.
@@ -36,6 +39,8 @@ pub mod device_type {
     pub const RNG: u32 = 4;
     /// Socket device.
     pub const VSOCK: u32 = 19;
+    /// File system.
+    pub const FS: u32 = 26;
 }
 
 /// Bits of the interrupt status register.

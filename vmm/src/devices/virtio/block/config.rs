@@ -23,9 +23,9 @@ pub const F_DISCARD: u64 = 1 << 13;
 /// VIRTIO_BLK_F_WRITE_ZEROES.
 pub const F_WRITE_ZEROES: u64 = 1 << 14;
 
-/// Features of a disk.
-pub fn features(disk: &dyn Disk) -> u64 {
-    let kind = if disk.read_only() {
+/// Features of a device with or without a disk.
+pub fn features(disk: Option<&dyn Disk>) -> u64 {
+    let kind = if disk.is_none_or(Disk::read_only) {
         F_RO
     } else {
         F_FLUSH | F_DISCARD | F_WRITE_ZEROES
@@ -33,13 +33,13 @@ pub fn features(disk: &dyn Disk) -> u64 {
     feature::COMMON | F_SEG_MAX | kind
 }
 
-/// `struct virtio_blk_config` of a disk.
-pub fn space(disk: &dyn Disk) -> Vec<u8> {
+/// `struct virtio_blk_config` of a device with or without a disk.
+pub fn space(disk: Option<&dyn Disk>) -> Vec<u8> {
     let mut space = vec![0; 60];
     let mut put = |offset: usize, bytes: &[u8]| {
         space[offset..offset + bytes.len()].copy_from_slice(bytes);
     };
-    put(0, &(disk.capacity() / SECTOR).to_le_bytes());
+    put(0, &(disk.map_or(0, Disk::capacity) / SECTOR).to_le_bytes());
     put(12, &SEG_MAX.to_le_bytes());
     put(36, &MAX_DISCARD_SECTORS.to_le_bytes());
     put(40, &MAX_DISCARD_SEGMENTS.to_le_bytes());

@@ -19,10 +19,21 @@ const UNSUPPORTED: u8 = 2;
 /// Length of a disk's serial number.
 const SERIAL_SIZE: usize = 20;
 
-/// A block device over some [`Disk`].
+/// Why a disk cannot be put behind a device.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum AttachError {
+    /// There is one.
+    #[error("the device has a disk already")]
+    Taken,
+    /// The guest still drives the device.
+    #[error("the guest has not released the device: unbind it there first")]
+    Bound,
+}
+
+/// A block device over some [`Disk`], or a place for one.
 pub struct Block {
     ram: GuestRam,
-    disk: Box<dyn Disk>,
+    disk: Option<Box<dyn Disk>>,
     features: u64,
     config: Vec<u8>,
     counters: Arc<BlockCounters>,
@@ -33,15 +44,54 @@ pub struct Block {
 impl Block {
     /// Puts a disk behind a device.
     pub fn new(ram: GuestRam, disk: Box<dyn Disk>, counters: Arc<BlockCounters>) -> Self {
+        let mut device = Self::spare(ram, counters);
+        device.set_disk(Some(disk));
+        device
+    }
+
+    /// A place for a disk: not there for a driver until one is attached.
+    pub fn spare(ram: GuestRam, counters: Arc<BlockCounters>) -> Self {
         Self {
             ram,
-            features: config::features(&*disk),
-            config: config::space(&*disk),
-            disk,
+            features: config::features(None),
+            config: config::space(None),
+            disk: None,
             counters,
             chain: Chain::default(),
             live: None,
         }
+    }
+
+    /// Puts a disk behind a device that has none and that no driver uses.
+    pub fn attach(&mut self, disk: Box<dyn Disk>) -> Result<(), AttachError> {
+        self.check_free()?;
+        self.set_disk(Some(disk));
+        Ok(())
+    }
+
+    /// Whether a disk can be attached.
+    pub fn check_free(&self) -> Result<(), AttachError> {
+        if self.disk.is_some() {
+            return Err(AttachError::Taken);
+        }
+        // Its driver believes in the features of the disk before.
+        if self.live.is_some() {
+            return Err(AttachError::Bound);
+        }
+        Ok(())
+    }
+
+    /// Takes the disk away. A driver that stays gets I/O errors.
+    pub fn detach(&mut self) -> Option<Box<dyn Disk>> {
+        let disk = self.disk.take();
+        self.set_disk(None);
+        disk
+    }
+
+    fn set_disk(&mut self, disk: Option<Box<dyn Disk>>) {
+        self.features = config::features(disk.as_deref());
+        self.config = config::space(disk.as_deref());
+        self.disk = disk;
     }
 
     /// Carries out all requests in the queue. At most one queue's worth, so that the
@@ -72,8 +122,11 @@ impl Block {
 
     /// Carries out one request; returns the bytes written to the guest's buffers.
     fn serve(&self, chain: &mut Chain) -> u32 {
-        let (status, data) = match Request::parse(chain, self.disk.capacity()) {
-            Ok(request) => match self.carry_out(request, chain) {
+        let disk = self.disk.as_deref();
+        let request = Request::parse(chain, disk.map_or(0, Disk::capacity));
+        let (status, data) = match request.map(|request| (request, disk)) {
+            Ok((_, None)) => (IO_ERROR, 0),
+            Ok((request, Some(disk))) => match self.carry_out(disk, request, chain) {
                 Ok(data) => (OK, data),
                 Err(error) => (status_of(&error), 0),
             },
@@ -95,23 +148,23 @@ impl Block {
     }
 
     /// Returns the data bytes written to the guest.
-    fn carry_out(&self, request: Request, chain: &mut Chain) -> io::Result<usize> {
+    fn carry_out(&self, disk: &dyn Disk, request: Request, chain: &mut Chain) -> io::Result<usize> {
         let counters = &self.counters;
         match request {
             Request::Read { offset, length } => {
-                self.disk.read(&mut chain.writable, 0..length, offset)?;
+                disk.read(&mut chain.writable, 0..length, offset)?;
                 counters.reads.add(1);
                 counters.read_bytes.add(length as u64);
                 return Ok(length);
             }
             Request::GetId => {
                 let mut serial = [0; SERIAL_SIZE];
-                let name = self.disk.serial().as_bytes();
+                let name = disk.serial().as_bytes();
                 serial[..name.len()].copy_from_slice(name);
                 let room = (chain.writable.len() - 1).min(SERIAL_SIZE);
                 return Ok(chain.writable.copy_from(0, &serial[..room]));
             }
-            _ if self.disk.read_only() => {
+            _ if disk.read_only() => {
                 return Err(io::ErrorKind::ReadOnlyFilesystem.into());
             }
             Request::Write {
@@ -120,17 +173,17 @@ impl Block {
                 length,
             } => {
                 let range = start..start + length;
-                self.disk.write(&mut chain.readable, range, offset)?;
+                disk.write(&mut chain.readable, range, offset)?;
                 counters.writes.add(1);
                 counters.written_bytes.add(length as u64);
             }
             Request::Flush => {
-                self.disk.flush()?;
+                disk.flush()?;
                 counters.flushes.add(1);
             }
             Request::Discard(ranges) => {
                 for (offset, length) in ranges {
-                    self.disk.discard(offset, length)?;
+                    disk.discard(offset, length)?;
                 }
                 counters.discards.add(1);
             }
@@ -149,7 +202,10 @@ fn status_of(error: &io::Error) -> u8 {
 
 impl VirtioDevice for Block {
     fn device_type(&self) -> u32 {
-        device_type::BLOCK
+        match self.disk {
+            Some(_) => device_type::BLOCK,
+            None => device_type::NONE,
+        }
     }
 
     fn features(&self) -> u64 {
@@ -179,7 +235,7 @@ mod tests {
     use std::fs::File;
     use std::io::Write;
 
-    use super::super::{Scratch, Window};
+    use super::super::{FileDisk, Window};
     use super::*;
     use crate::devices::virtio::testing::{BUFFERS, TestDriver};
     use crate::sys;
@@ -204,7 +260,7 @@ mod tests {
         fn scratch() -> Self {
             let file = File::from(sys::memory_file(c"scratch").unwrap());
             file.set_len(1 << 20).unwrap();
-            Self::new(Box::new(Scratch::new(file).unwrap()))
+            Self::new(Box::new(FileDisk::scratch(file).unwrap()))
         }
 
         /// Carries out one request; returns status and bytes written.
@@ -308,5 +364,60 @@ mod tests {
         assert_eq!(bench.driver.read(DATA, 7), b"window\0");
         let capacity = u64::from_le_bytes(bench.device.config()[..8].try_into().unwrap());
         assert_eq!(capacity * 512, 16 << 40);
+    }
+
+    fn volume(read_only: bool) -> (FileDisk, File) {
+        let file = File::from(sys::memory_file(c"volume").unwrap());
+        file.set_len(1 << 20).unwrap();
+        let same = file.try_clone().unwrap();
+        let disk = FileDisk::volume(file, 4096, read_only).unwrap();
+        (disk, same)
+    }
+
+    #[test]
+    fn a_spare_device_is_there_while_it_has_a_disk() {
+        let ram = TestDriver::memory();
+        let mut device = Block::spare(ram, Arc::default());
+        assert_eq!(device.device_type(), device_type::NONE);
+        device.attach(Box::new(volume(false).0)).unwrap();
+        assert_eq!(device.device_type(), device_type::BLOCK);
+        assert_eq!(device.config()[..8], 8u64.to_le_bytes());
+        let error = device.attach(Box::new(volume(false).0));
+        assert_eq!(error, Err(AttachError::Taken));
+        assert!(device.detach().is_some());
+        assert_eq!(device.device_type(), device_type::NONE);
+        assert!(device.detach().is_none());
+    }
+
+    #[test]
+    fn a_driver_that_stays_gets_errors_and_blocks_the_place() {
+        let (disk, file) = volume(false);
+        let mut bench = Bench::new(Box::new(disk));
+        bench.driver.ram.put(DATA, &[7; 512]).unwrap();
+        assert_eq!(bench.request(1, 7, &[(DATA, 512)], &[]), (0, 1));
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_at(&file, &mut byte, 7 * 512).unwrap();
+        assert_eq!(byte, [7]);
+        assert_eq!(bench.request(1, 8, &[(DATA, 512)], &[]), (1, 1));
+        drop(bench.device.detach());
+        for kind in [0, 4, 8] {
+            assert_eq!(bench.request(kind, 0, &[], &[(DATA, 512)]), (1, 1));
+        }
+        let again = bench.device.attach(Box::new(volume(true).0));
+        assert_eq!(again, Err(AttachError::Bound));
+        bench.device.reset();
+        bench.device.attach(Box::new(volume(true).0)).unwrap();
+        bench.driver = TestDriver::start(bench.driver.ram, &mut bench.device);
+        assert_ne!(bench.device.features() & config::F_RO, 0);
+        assert_eq!(bench.request(1, 0, &[(DATA, 512)], &[]), (1, 1));
+        assert_eq!(bench.request(0, 0, &[], &[(DATA, 512)]), (0, 513));
+    }
+
+    #[test]
+    fn a_volume_has_whole_sectors() {
+        for size in [0, 511, 4097, u64::MAX - 511] {
+            let file = File::from(sys::memory_file(c"volume").unwrap());
+            assert!(FileDisk::volume(file, size, false).is_err());
+        }
     }
 }

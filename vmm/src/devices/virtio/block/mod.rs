@@ -1,15 +1,16 @@
-//! virtio-blk (specification 5.2): vda, the image window, and vdb, scratch.
+//! virtio-blk (specification 5.2): vda, the image window, vdb, scratch, and the spare
+//! disks, behind which a volume is put while the VM runs.
 
 mod config;
 mod device;
+mod file;
 mod metrics;
 mod request;
-mod scratch;
 mod window;
 
-pub use device::Block;
+pub use device::{AttachError, Block};
+pub use file::{BadSize, FileDisk};
 pub use metrics::{BlockCounters, BlockStats};
-pub use scratch::Scratch;
 pub use window::{MapError, WINDOW_SIZE, Window};
 
 use std::io;

@@ -1,4 +1,4 @@
-//! Scratch: the writable disk, a plain file of fixed length.
+//! A disk that is a plain file or a block device of the host: scratch and volumes.
 
 use std::fs::File;
 use std::io;
@@ -9,24 +9,49 @@ use super::{Disk, SECTOR};
 use crate::memory::IoVec;
 use crate::sys;
 
-/// The file behind vdb.
+/// The file behind a disk.
 #[derive(Debug)]
-pub struct Scratch {
+pub struct FileDisk {
     file: File,
+    serial: &'static str,
     capacity: u64,
+    read_only: bool,
 }
 
-impl Scratch {
-    /// Takes a file; its length, in whole sectors, is the disk's capacity.
-    pub fn new(file: File) -> io::Result<Self> {
+/// A size that no disk has.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a disk of {0} bytes: the size must be a multiple of 512 and not 0")]
+pub struct BadSize(u64);
+
+impl FileDisk {
+    /// Takes the file behind vdb; its length, in whole sectors, is the disk's capacity.
+    pub fn scratch(file: File) -> io::Result<Self> {
         let capacity = file.metadata()?.len() / SECTOR * SECTOR;
-        Ok(Self { file, capacity })
+        Ok(Self {
+            file,
+            serial: "scratch",
+            capacity,
+            read_only: false,
+        })
+    }
+
+    /// Takes the file or block device of a volume, of which `size` bytes are shown.
+    pub fn volume(file: File, size: u64, read_only: bool) -> Result<Self, BadSize> {
+        if size == 0 || !size.is_multiple_of(SECTOR) || i64::try_from(size).is_err() {
+            return Err(BadSize(size));
+        }
+        Ok(Self {
+            file,
+            serial: "volume",
+            capacity: size,
+            read_only,
+        })
     }
 }
 
-impl Disk for Scratch {
+impl Disk for FileDisk {
     fn serial(&self) -> &'static str {
-        "scratch"
+        self.serial
     }
 
     fn capacity(&self) -> u64 {
@@ -34,7 +59,7 @@ impl Disk for Scratch {
     }
 
     fn read_only(&self) -> bool {
-        false
+        self.read_only
     }
 
     fn read(&self, buffer: &mut IoVec, range: Range<usize>, offset: u64) -> io::Result<()> {
