@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::guest::{
-    ConfigureRequest, Empty, Event, NextEventRequest, OnlineCpusRequest, SetClockRequest,
-    StatsResponse,
+    ConfigureRequest, DropSharesRequest, Empty, Event, NextEventRequest, OnlineCpusRequest,
+    SetClockRequest, StatsResponse,
 };
 use protocol::guest_ttrpc::Guest;
 use protocol::ids::SHM_PATH;
@@ -111,5 +111,10 @@ impl Guest for GuestService {
 
     async fn next_event(&self, _: &TtrpcContext, request: NextEventRequest) -> Result<Event> {
         Ok(self.0.events.next(request.after).await)
+    }
+
+    async fn drop_shares(&self, _: &TtrpcContext, request: DropSharesRequest) -> Result<Empty> {
+        self.0.volumes().drop_shares(&request.shares);
+        Ok(Empty::default())
     }
 }

@@ -7,7 +7,8 @@
 //! * [`boot`] makes the machine usable, [`service`] and [`guest_service`] answer
 //!   the host over ttrpc, [`tasks`] is what they act on.
 //! * [`streams`] and [`stdio`] carry bytes between processes and the host.
-//! * [`storage`] mounts root file systems, [`spec`] fits the OCI spec to them.
+//! * [`storage`] mounts root file systems, [`volumes`] what containers mount beside
+//!   them, [`spec`] fits the OCI spec to both.
 //! * [`reaper`], [`oom`] and [`events`] tell the host what happened.
 
 pub mod boot;
@@ -31,3 +32,4 @@ pub mod streams;
 mod sys;
 pub mod tasks;
 mod trash;
+pub mod volumes;

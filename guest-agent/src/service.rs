@@ -22,6 +22,7 @@ use crate::stdio::{Stdio, StdioError};
 use crate::storage::StorageError;
 use crate::streams::StreamError;
 use crate::tasks::{NewContainer, Status, TaskError, Tasks};
+use crate::volumes::VolumeError;
 
 /// Name of the statistics message among containerd's types.
 const METRICS: &str = "io.containerd.cgroups.v2.Metrics";
@@ -43,6 +44,7 @@ impl From<TaskError> for Error {
             | TaskError::Invalid(_)
             | TaskError::Spec(_)
             | TaskError::Stdio(StdioError::NotAnId(_))
+            | TaskError::Volume(VolumeError::Invalid(_))
             | TaskError::Storage(StorageError::Invalid(_)) => Code::INVALID_ARGUMENT,
             TaskError::Stdio(StdioError::Stream(StreamError::InUse(_))) => Code::ALREADY_EXISTS,
             TaskError::Storage(StorageError::Full) => Code::RESOURCE_EXHAUSTED,
@@ -51,6 +53,7 @@ impl From<TaskError> for Error {
             TaskError::Engine(_)
             | TaskError::Stdio(_)
             | TaskError::Storage(_)
+            | TaskError::Volume(_)
             | TaskError::System { .. } => Code::UNKNOWN,
         };
         get_rpc_status(code, error)

@@ -5,10 +5,15 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Mount, RootBuilder, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Mount, RootBuilder,
+    Spec,
+};
 use protocol::guest::File;
-use protocol::ids::FILE_SOURCE;
+use protocol::ids::{FILE_SOURCE, VOLUME_SOURCE};
 use thiserror::Error;
+
+use crate::volumes::Node;
 
 /// Why a spec cannot be used here.
 #[derive(Debug, Error)]
@@ -19,14 +24,16 @@ pub enum SpecError {
     /// A part that a Linux container needs is absent.
     #[error("the spec has no {0}")]
     Absent(&'static str),
-    /// A bind mount names a file that did not come with the request.
-    #[error("mount {destination}: {source_name:?} is not one of the {count} files of the request", destination = destination.display())]
+    /// A bind mount names a file or volume that did not come with the request.
+    #[error("mount {destination}: {source_name:?} is not one of the {count} {kind} of the request", destination = destination.display())]
     NoFile {
         /// Where it should be mounted.
         destination: PathBuf,
         /// The mount's source.
         source_name: String,
-        /// How many files came.
+        /// What it should be.
+        kind: &'static str,
+        /// How many came.
         count: usize,
     },
     /// A file could not be written.
@@ -87,6 +94,10 @@ pub struct Place<'a> {
     pub rootfs: &'a Path,
     /// Where the request's files are.
     pub files: &'a [PathBuf],
+    /// Where its volumes are.
+    pub volumes: &'a [PathBuf],
+    /// Its disks.
+    pub nodes: &'a [Node],
     /// Whether the request asks for a terminal.
     pub terminal: bool,
 }
@@ -114,6 +125,7 @@ pub fn adapt(spec: &mut Spec, place: &Place<'_>) -> Result<(), SpecError> {
     // The host's path means nothing here, and the prefix keeps a container's id from
     // being the name of one of cgroup2's own files.
     linux.set_cgroups_path(Some(PathBuf::from(format!("/joey-{}", place.id))));
+    add_disks(linux, place.nodes);
     if !has_namespace(spec, LinuxNamespaceType::Uts) {
         // The pod has its name already; a container without a UTS namespace of its
         // own has none to set.
@@ -121,27 +133,76 @@ pub fn adapt(spec: &mut Spec, place: &Place<'_>) -> Result<(), SpecError> {
         spec.set_domainname(None);
     }
     for mount in spec.mounts_mut().iter_mut().flatten() {
-        adapt_mount(mount, place.files)?;
+        adapt_mount(mount, place)?;
     }
     Ok(())
 }
 
-fn adapt_mount(mount: &mut Mount, files: &[PathBuf]) -> Result<(), SpecError> {
+/// Device nodes of the container's disks, and the rules that let it use them. Rules come
+/// last, so they hold against those that forbid.
+fn add_disks(linux: &mut Linux, nodes: &[Node]) {
+    if nodes.is_empty() {
+        return;
+    }
+    let mut devices = linux.devices().clone().unwrap_or_default();
+    let mut resources = linux.resources().clone().unwrap_or_default();
+    let mut rules = resources.devices().clone().unwrap_or_default();
+    for node in nodes {
+        let mut device = LinuxDevice::default();
+        device
+            .set_path(PathBuf::from(&node.disk.path))
+            .set_typ(LinuxDeviceType::B)
+            .set_major(node.major)
+            .set_minor(node.minor)
+            .set_file_mode(Some(node.disk.mode))
+            .set_uid(Some(node.disk.uid))
+            .set_gid(Some(node.disk.gid));
+        devices.push(device);
+        if !node.disk.access.is_empty() {
+            let mut rule = LinuxDeviceCgroup::default();
+            rule.set_allow(true)
+                .set_typ(Some(LinuxDeviceType::B))
+                .set_major(Some(node.major))
+                .set_minor(Some(node.minor))
+                .set_access(Some(node.disk.access.clone()));
+            rules.push(rule);
+        }
+    }
+    resources.set_devices(Some(rules));
+    linux.set_resources(Some(resources));
+    linux.set_devices(Some(devices));
+}
+
+fn adapt_mount(mount: &mut Mount, place: &Place<'_>) -> Result<(), SpecError> {
     if mount.typ().as_deref() == Some("cgroup") {
         mount.set_typ(Some("cgroup2".into()));
         mount.set_source(Some("cgroup2".into()));
     }
     let source = mount.source().as_ref().and_then(|source| source.to_str());
-    let Some(index) = source.and_then(|source| source.strip_prefix(FILE_SOURCE)) else {
+    let Some((kind, sources, index)) = source.and_then(|source| {
+        let file = source.strip_prefix(FILE_SOURCE);
+        let file = file.map(|index| ("files", place.files, index));
+        file.or_else(|| {
+            Some((
+                "volumes",
+                place.volumes,
+                source.strip_prefix(VOLUME_SOURCE)?,
+            ))
+        })
+    }) else {
         return Ok(());
     };
-    let file = index.parse().ok().and_then(|index: usize| files.get(index));
-    let file = file.cloned().ok_or_else(|| SpecError::NoFile {
+    let found = index
+        .parse()
+        .ok()
+        .and_then(|index: usize| sources.get(index));
+    let found = found.cloned().ok_or_else(|| SpecError::NoFile {
         destination: mount.destination().clone(),
-        source_name: format!("{FILE_SOURCE}{index}"),
-        count: files.len(),
+        source_name: source.unwrap_or_default().to_owned(),
+        kind,
+        count: sources.len(),
     })?;
-    mount.set_source(Some(file));
+    mount.set_source(Some(found));
     Ok(())
 }
 
@@ -180,6 +241,17 @@ mod tests {
             id: "web",
             rootfs: Path::new("/rootfs"),
             files,
+            volumes: &["/volumes/0".into()],
+            nodes: &[Node {
+                disk: protocol::guest::Disk {
+                    path: "/dev/data".into(),
+                    mode: 0o660,
+                    access: "rw".into(),
+                    ..Default::default()
+                },
+                major: 253,
+                minor: 16,
+            }],
             terminal: true,
         };
         adapt(&mut spec, &place).map(|()| spec)
@@ -223,6 +295,31 @@ mod tests {
         );
         let spec = parse(joined.as_bytes()).unwrap();
         assert!(!has_namespace(&spec, LinuxNamespaceType::Pid));
+    }
+
+    #[test]
+    fn volumes_and_disks_are_those_of_the_request() {
+        let files = ["/files/0".into(), "/files/1".into()];
+        let spec = adapted(&SPEC.replace("/run/joey/shm", "joey-volume:0"), &files).unwrap();
+        let mounts = spec.mounts().as_ref().unwrap();
+        assert_eq!(mounts[2].source().as_deref(), Some(Path::new("/volumes/0")));
+        let linux = spec.linux().as_ref().unwrap();
+        let device = &linux.devices().as_ref().unwrap()[0];
+        assert_eq!(device.path(), Path::new("/dev/data"));
+        assert_eq!((device.major(), device.minor()), (253, 16));
+        let rules = linux.resources().as_ref().unwrap().devices();
+        let rule = rules.as_ref().unwrap().last().unwrap();
+        assert_eq!(
+            (rule.allow(), rule.major(), rule.minor()),
+            (true, Some(253), Some(16))
+        );
+        assert_eq!(rule.access().as_deref(), Some("rw"));
+
+        let error = adapted(&SPEC.replace("/run/joey/shm", "joey-volume:1"), &files).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "mount /dev/shm: \"joey-volume:1\" is not one of the 1 volumes of the request"
+        );
     }
 
     #[test]

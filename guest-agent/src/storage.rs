@@ -288,6 +288,11 @@ impl Storage {
         self.base.join("scratch")
     }
 
+    /// Where the pod's directory volumes are, on scratch.
+    pub fn volumes_base(&self) -> PathBuf {
+        self.scratch_base().join("volumes")
+    }
+
     fn layer_path(&self, offset: u64) -> PathBuf {
         self.base.join("layers").join(offset.to_string())
     }

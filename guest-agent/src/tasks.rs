@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSpec};
-use protocol::guest::{self, Oom, event::Kind};
+use protocol::guest::{self, GivenBack, Oom, event::Kind};
 use protocol::ids;
 use runtime::{CgroupDriver, CgroupStats, Container, TerminalSize};
 use thiserror::Error;
@@ -25,6 +26,7 @@ use crate::spec::{self, Place, SpecError};
 use crate::stdio::{self, Stdio, StdioError};
 use crate::storage::{RootFs, Storage, StorageError};
 use crate::streams::Streams;
+use crate::volumes::{Node, PLATFORM, VolumeError, Volumes};
 
 /// Status of a process that was never started because its start failed.
 const FAILED_START: u32 = 255;
@@ -64,6 +66,9 @@ pub enum TaskError {
     /// The root file system could not be made.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// A volume could not be had.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// What the engine said.
     #[error("{0}")]
     Engine(String),
@@ -144,6 +149,10 @@ struct Task {
     /// Its processes end with its first one.
     private_pids: bool,
     rootfs: Option<RootFs>,
+    /// Its disks.
+    disks: Vec<Node>,
+    /// Files that go back to the host with its end: their indices, and where they are.
+    give_back: Vec<(u32, PathBuf)>,
 }
 
 impl Task {
@@ -186,6 +195,7 @@ pub struct Tasks {
     reaper: Reaper,
     oom: OomWatch,
     storage: Mutex<Storage>,
+    volumes: Mutex<Volumes>,
     /// Streams that the host has connected.
     pub streams: Streams,
     /// What the host is told.
@@ -198,6 +208,7 @@ impl Tasks {
     /// No containers yet; everything is kept below `base`.
     pub fn new(base: PathBuf, storage: Storage) -> io::Result<Self> {
         Ok(Self {
+            volumes: Mutex::new(Volumes::new(PLATFORM.into(), &base)),
             base,
             tasks: Mutex::default(),
             reaper: Reaper::default(),
@@ -216,6 +227,11 @@ impl Tasks {
     /// The disks.
     pub fn storage(&self) -> MutexGuard<'_, Storage> {
         self.storage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What containers mount beside their root file systems.
+    pub fn volumes(&self) -> MutexGuard<'_, Volumes> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with<T>(
@@ -242,7 +258,7 @@ impl Tasks {
         let rootfs = self
             .storage()
             .mount(&new.rootfs, &directory.join("rootfs"))?;
-        match self.launch(&new, &directory, &rootfs) {
+        match self.launch_with_volumes(&new, &directory, &rootfs) {
             Ok(mut task) => {
                 let pid = task.init.pid;
                 task.rootfs = Some(rootfs);
@@ -257,19 +273,44 @@ impl Tasks {
         }
     }
 
+    fn launch_with_volumes(
+        &self,
+        new: &NewContainer,
+        directory: &Path,
+        rootfs: &RootFs,
+    ) -> Result<Task, TaskError> {
+        let prepared = self.volumes().prepare(&new.options, &mut self.storage())?;
+        let place = Place {
+            id: &new.id,
+            rootfs: &rootfs.path,
+            files: &[],
+            volumes: &prepared.sources,
+            nodes: &prepared.nodes,
+            terminal: new.stdio.terminal,
+        };
+        match self.launch(new, directory, place) {
+            Ok(mut task) => {
+                task.disks = prepared.nodes;
+                Ok(task)
+            }
+            Err(error) => {
+                self.volumes().release(&prepared.nodes);
+                Err(error)
+            }
+        }
+    }
+
     fn launch(
         &self,
         new: &NewContainer,
-        directory: &std::path::Path,
-        rootfs: &RootFs,
+        directory: &Path,
+        place: Place<'_>,
     ) -> Result<Task, TaskError> {
         let mut spec = spec::parse(&new.options.spec)?;
         let files = spec::write_files(&directory.join("files"), &new.options.files)?;
         let place = Place {
-            id: &new.id,
-            rootfs: &rootfs.path,
             files: &files,
-            terminal: new.stdio.terminal,
+            ..place
         };
         spec::adapt(&mut spec, &place)?;
         let private_pids = spec::has_namespace(&spec, LinuxNamespaceType::Pid);
@@ -320,6 +361,8 @@ impl Tasks {
             paused: false,
             private_pids,
             rootfs: None,
+            disks: Vec::new(),
+            give_back: give_back(&new.options.files, files),
         })
     }
 
@@ -421,12 +464,39 @@ impl Tasks {
                 pid: process.pid,
                 status: exit.status,
                 exited_at_ns: exit.at_ns,
+                files: self.given_back(&process),
                 ..Default::default()
             }));
             if process.exec_id.is_empty() {
                 self.end_siblings(&process.container_id);
             }
         }
+    }
+
+    /// The files that a container gives back when its first process ends.
+    fn given_back(&self, process: &Process) -> Vec<GivenBack> {
+        if !process.exec_id.is_empty() {
+            return Vec::new();
+        }
+        let files = self.with(&process.container_id, |task| {
+            Ok(std::mem::take(&mut task.give_back))
+        });
+        let read = |(index, path): (u32, PathBuf)| match file_end(&path) {
+            Ok(data) => Some(GivenBack {
+                index,
+                data,
+                ..Default::default()
+            }),
+            Err(error) => {
+                log::warn!("cannot give back {}: {error}", path.display());
+                None
+            }
+        };
+        files
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(read)
+            .collect()
     }
 
     /// In a pid namespace of its own the kernel ends a container's processes with the
@@ -502,11 +572,12 @@ impl Tasks {
     }
 
     fn remove(&self, id: &str) -> Result<(), TaskError> {
-        let rootfs = self.with(id, |task| {
+        let (rootfs, disks) = self.with(id, |task| {
             task.container.delete(true).map_err(engine)?;
-            Ok(task.rootfs.take())
+            Ok((task.rootfs.take(), std::mem::take(&mut task.disks)))
         })?;
         self.tasks().remove(id);
+        self.volumes().release(&disks);
         self.oom.forget(id);
         if let Some(rootfs) = rootfs {
             self.storage().unmount(rootfs);
@@ -685,9 +756,28 @@ fn console_size(spec: &ProcessSpec) -> Option<TerminalSize> {
     })
 }
 
+/// The request's files that are to be given back.
+fn give_back(files: &[guest::File], paths: Vec<PathBuf>) -> Vec<(u32, PathBuf)> {
+    (0..)
+        .zip(files.iter().zip(paths))
+        .filter(|(_, (file, _))| file.give_back)
+        .map(|(index, (_, path))| (index, path))
+        .collect()
+}
+
+/// The end of a file, as much as is given back.
+fn file_end(path: &Path) -> io::Result<Vec<u8>> {
+    let file = fs::File::open(path)?;
+    let length = file.metadata()?.len();
+    let most = length.min(ids::MAX_GIVEN_BACK as u64);
+    let mut data = vec![0; usize::try_from(most).map_err(io::Error::other)?];
+    file.read_exact_at(&mut data, length - most)?;
+    Ok(data)
+}
+
 /// Removes what the agent keeps of a container. The root file system's mount point is
 /// gone by then; were it not, nothing below it may be touched.
-fn remove_directory(directory: &std::path::Path) {
+fn remove_directory(directory: &Path) {
     let files = directory.join("files");
     let removed = if files.exists() {
         fs::remove_dir_all(&files)

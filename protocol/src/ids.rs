@@ -6,6 +6,13 @@ pub const CREATE_OPTIONS: &str = "joey.guest/CreateOptions";
 /// Prefix of a bind mount's source that stands for `CreateOptions.files[INDEX]`.
 pub const FILE_SOURCE: &str = "joey-file:";
 
+/// Prefix of a bind mount's source that stands for `CreateOptions.volumes[INDEX]`.
+pub const VOLUME_SOURCE: &str = "joey-volume:";
+
+/// Most bytes of a file that a container gives back. A termination message is
+/// read up to 4 KiB.
+pub const MAX_GIVEN_BACK: usize = 64 << 10;
+
 /// Bind-mount source of the pod's shared /dev/shm in the guest.
 pub const SHM_PATH: &str = "/run/joey/shm";
 
