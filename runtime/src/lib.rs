@@ -34,4 +34,5 @@ pub use hooks::HookError;
 pub use plan::PlanError;
 pub use process::{Io, Launched, TerminalSize};
 pub use state::{StateError, Status};
+pub use sys::{Attributes, set_attributes};
 pub use tty::resize;

@@ -26,6 +26,9 @@ pub struct Config {
     pub agent: PathBuf,
     /// The `joey-vmm` binary.
     pub vmm: PathBuf,
+    /// The `virtiofsd` binary, for pods with volumes; without it the places where
+    /// distributions have it are searched.
+    pub virtiofsd: Option<PathBuf>,
     /// What lives no longer than the host's boot: sockets and records.
     pub state_dir: PathBuf,
     /// Image blobs and the scratch template; on a disk with room.
@@ -56,6 +59,7 @@ impl Default for Config {
             kernel: "/usr/local/share/joey/vmlinux".into(),
             agent: "/usr/local/share/joey/agent.cpio".into(),
             vmm: "/usr/local/bin/joey-vmm".into(),
+            virtiofsd: None,
             state_dir: "/run/joey".into(),
             data_dir: "/var/lib/joey".into(),
             memory_mib: 256,
@@ -172,7 +176,10 @@ impl Config {
             ("vmm", &self.vmm),
             ("state_dir", &self.state_dir),
             ("data_dir", &self.data_dir),
-        ] {
+        ]
+        .into_iter()
+        .chain(self.virtiofsd.as_ref().map(|path| ("virtiofsd", path)))
+        {
             if !path.is_absolute() {
                 return wrong(key, &path.display(), "an absolute path".into());
             }
@@ -269,6 +276,7 @@ mod tests {
     fn values_that_cannot_work_are_refused() {
         for (text, key) in [
             ("kernel = 'vmlinux'", "kernel"),
+            ("virtiofsd = 'virtiofsd'", "virtiofsd"),
             ("memory_mib = 63", "memory_mib"),
             ("max_memory_mib = 64", "max_memory_mib"),
             ("vcpus = 0", "vcpus"),

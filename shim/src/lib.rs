@@ -19,3 +19,4 @@ pub mod stages;
 pub mod streams;
 pub mod task_state;
 pub mod vm;
+pub mod volumes;

@@ -311,6 +311,47 @@ impl Vm {
             .await
     }
 
+    /// Puts a file server behind the VM's file system device. Returns the device's name
+    /// in the guest.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn attach_fs(
+        self: &Arc<Self>,
+        socket: std::os::unix::net::UnixStream,
+    ) -> Result<String> {
+        self.ask("cannot attach the file system", move |vmm| {
+            vmm.attach_fs(socket.as_fd())
+        })
+        .await
+    }
+
+    /// Puts the first `size` bytes of a file behind a spare disk. Returns its slot, and
+    /// the device's name in the guest.
+    ///
+    /// # Errors
+    /// When the VMM refuses, as when all spare disks are taken, or is gone.
+    pub async fn attach_disk(
+        self: &Arc<Self>,
+        file: File,
+        size: u64,
+        read_only: bool,
+    ) -> Result<(u8, String)> {
+        self.ask("cannot attach the disk", move |vmm| {
+            vmm.attach_disk(file.as_fd(), size, read_only)
+        })
+        .await
+    }
+
+    /// Makes a disk's data durable and takes it back.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn detach_disk(self: &Arc<Self>, slot: u8) -> Result<()> {
+        self.ask("cannot detach the disk", move |vmm| vmm.detach_disk(slot))
+            .await
+    }
+
     /// Writes a file in the sandbox's state directory; a failure is logged.
     pub fn note(&self, name: &str, content: &[u8]) {
         if let Some(parts) = self.parts().as_ref()
@@ -371,11 +412,11 @@ impl Vm {
         }
     }
 
-    async fn ask<E: std::error::Error + Send + 'static>(
+    async fn ask<T: Send + 'static, E: std::error::Error + Send + 'static>(
         self: &Arc<Self>,
         what: &'static str,
-        action: impl FnOnce(&mut Vmm) -> std::result::Result<(), E> + Send + 'static,
-    ) -> Result<()> {
+        action: impl FnOnce(&mut Vmm) -> std::result::Result<T, E> + Send + 'static,
+    ) -> Result<T> {
         let vm = self.clone();
         spawn_blocking(move || {
             let mut parts = vm.parts();

@@ -17,7 +17,7 @@ pub(crate) use bpf::{
 };
 pub(crate) use clone::{NewProcess, spawn};
 pub(crate) use filter::install_filter;
-pub(crate) use mount::{Attributes, set_attributes};
+pub use mount::{Attributes, set_attributes};
 pub(crate) use namespace::{set_namespace, unshare};
 pub(crate) use process::{
     SchedulerAttributes, close_on_exec_from, execute, is_dumpable, new_session_keyring,

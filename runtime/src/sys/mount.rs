@@ -8,7 +8,7 @@ use super::check;
 
 /// What to change; the fields are those of `struct mount_attr`.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Attributes {
+pub struct Attributes {
     /// `MOUNT_ATTR_*` to set.
     pub set: u64,
     /// `MOUNT_ATTR_*` to clear.
@@ -19,7 +19,7 @@ pub(crate) struct Attributes {
 
 /// Changes the mount whose root is `mount`, and with `recursive` all mounts below it; `user` is
 /// the user namespace whose mapping an id-mapped mount takes.
-pub(crate) fn set_attributes(
+pub fn set_attributes(
     mount: BorrowedFd<'_>,
     attributes: Attributes,
     recursive: bool,

@@ -1,5 +1,6 @@
 //! The `linux` part of a spec: namespaces, resources and devices.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -8,6 +9,7 @@ use oci_spec::runtime::{
 };
 
 use super::{Pod, SpecError};
+use crate::volumes::DiskSource;
 
 /// Majors of character devices that mean the same in every kernel: memory
 /// devices (null, zero, random ...), terminals, pseudo-terminals.
@@ -42,7 +44,12 @@ pub(super) fn has_new_uts(linux: &Linux) -> bool {
 }
 
 /// The guest's `linux` for the host's.
-pub(super) fn edit(host: &Linux, id: &str, pod: &Pod) -> Result<Linux, SpecError> {
+pub(super) fn edit(
+    host: &Linux,
+    id: &str,
+    pod: &Pod,
+    disks: &mut Vec<DiskSource>,
+) -> Result<Linux, SpecError> {
     let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     if mapped(host.uid_mappings()) || mapped(host.gid_mappings()) {
         return Err(SpecError::UserNamespace);
@@ -51,7 +58,8 @@ pub(super) fn edit(host: &Linux, id: &str, pod: &Pod) -> Result<Linux, SpecError
     let resources = host.resources().as_ref();
     let devices = edit_devices(
         host.devices().as_deref().unwrap_or_default(),
-        resources.is_some_and(allows_every_device),
+        resources,
+        disks,
     )?;
 
     let mut guest = Linux::default();
@@ -191,19 +199,61 @@ fn find(namespaces: &[LinuxNamespace], kind: LinuxNamespaceType) -> Option<&Linu
 }
 
 /// A privileged container is given every device of the host; in a VM that means
-/// every device of the guest, so the host's list is dropped. Anything else that
-/// is asked for by name must exist in the guest.
-fn edit_devices(host: &[LinuxDevice], privileged: bool) -> Result<Vec<LinuxDevice>, SpecError> {
+/// every device of the guest, so the host's list is dropped. A block device that is
+/// asked for by name becomes a disk of the VM; anything else must exist in the guest.
+fn edit_devices(
+    host: &[LinuxDevice],
+    resources: Option<&LinuxResources>,
+    disks: &mut Vec<DiskSource>,
+) -> Result<Vec<LinuxDevice>, SpecError> {
+    let privileged = resources.is_some_and(allows_every_device);
     let mut guest = Vec::new();
     for device in host {
         let character = matches!(device.typ(), LinuxDeviceType::C | LinuxDeviceType::U);
         if character && exists_everywhere(device.major(), Some(device.minor())) {
             guest.push(device.clone());
-        } else if !privileged {
+        } else if privileged && is_hosts_own(device) {
+            continue;
+        } else if device.typ() == LinuxDeviceType::B {
+            disks.push(disk(device, resources));
+        } else {
             return Err(SpecError::Device(device.path().display().to_string()));
         }
     }
     Ok(guest)
+}
+
+/// Whether a device has the same path on the host: as all have that a privileged
+/// container gets without having asked for them by name.
+fn is_hosts_own(device: &LinuxDevice) -> bool {
+    let there = std::fs::symlink_metadata(device.path());
+    there.is_ok_and(|metadata| metadata.rdev() == number(device))
+}
+
+fn number(device: &LinuxDevice) -> u64 {
+    // What is no number of a device is none that exists.
+    let part = |number: i64| u64::try_from(number).unwrap_or(u64::MAX);
+    nix::sys::stat::makedev(part(device.major()), part(device.minor()))
+}
+
+fn disk(device: &LinuxDevice, resources: Option<&LinuxResources>) -> DiskSource {
+    let rules = resources.and_then(|resources| resources.devices().as_deref());
+    let access = |rule: &LinuxDeviceCgroup| {
+        let this = rule.allow()
+            && rule.typ() == Some(LinuxDeviceType::B)
+            && rule.major() == Some(device.major())
+            && rule.minor() == Some(device.minor());
+        this.then(|| rule.access().clone().unwrap_or_else(|| "rwm".into()))
+    };
+    let last = rules.unwrap_or_default().iter().rev().find_map(access);
+    DiskSource {
+        path: device.path().clone(),
+        number: number(device),
+        mode: device.file_mode().unwrap_or(0o660) & 0o7777,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+        access: last.unwrap_or_default(),
+    }
 }
 
 fn exists_everywhere(major: i64, minor: Option<i64>) -> bool {

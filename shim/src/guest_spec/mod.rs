@@ -5,6 +5,7 @@
 //! where it means nothing there, and refused where dropping it would change
 //! what the pod asked for.
 
+mod kubelet;
 mod linux;
 mod mounts;
 
@@ -12,6 +13,8 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{Hooks, Process, Root, Spec};
 use protocol::guest::File;
+
+use crate::volumes::{DiskSource, VolumeSource};
 
 /// Annotations that the guest may read.
 const ANNOTATIONS: [&str; 7] = [
@@ -92,8 +95,21 @@ pub struct Pod<'a> {
 pub struct GuestSpec {
     /// `config.json`.
     pub json: Vec<u8>,
+    /// What it needs of the host.
+    pub wanted: Wanted,
+}
+
+/// What a container's spec needs of the host, in the order in which it names them.
+#[derive(Debug, Default)]
+pub struct Wanted {
     /// Contents of the small files that it binds.
     pub files: Vec<File>,
+    /// Those of them, by index, that the container may write: they get what it leaves.
+    pub given_back: HashMap<u32, std::fs::File>,
+    /// Directories and other files that it binds.
+    pub volumes: Vec<VolumeSource>,
+    /// Block devices that become device nodes.
+    pub disks: Vec<DiskSource>,
 }
 
 /// Reads a `config.json`.
@@ -130,8 +146,9 @@ pub fn container(spec: &Spec, id: &str, pod: &Pod) -> Result<GuestSpec, SpecErro
         .as_ref()
         .ok_or(SpecError::Missing("process"))?;
 
-    let linux = linux::edit(host_linux, id, pod)?;
-    let (mounts, files) = mounts::edit(spec.mounts().as_deref().unwrap_or_default())?;
+    let mut wanted = Wanted::default();
+    let mounts = mounts::edit(spec.mounts().as_deref().unwrap_or_default(), &mut wanted)?;
+    let linux = linux::edit(host_linux, id, pod, &mut wanted.disks)?;
 
     let mut root = Root::default();
     root.set_path("rootfs".into());
@@ -157,7 +174,7 @@ pub fn container(spec: &Spec, id: &str, pod: &Pod) -> Result<GuestSpec, SpecErro
         what: "the edited config.json",
         source,
     })?;
-    Ok(GuestSpec { json, files })
+    Ok(GuestSpec { json, wanted })
 }
 
 /// Turns an exec's process document into the guest's.

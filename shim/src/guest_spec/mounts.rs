@@ -1,15 +1,18 @@
 //! The mounts of a spec: file systems of the kernel stay, what is bound from the
 //! host becomes something that the guest has.
 
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, statfs};
 use oci_spec::runtime::Mount;
-use protocol::guest::File;
+use protocol::guest::{Directory, File};
 use protocol::ids;
 
-use super::SpecError;
+use super::kubelet::{self, EmptyDir};
+use super::{SpecError, Wanted};
+use crate::volumes::{DiskSource, EmptyDirSource, ReadOnly, ShareSource, VolumeSource};
 
 /// Largest file that is copied into the guest.
 const MAX_FILE: u64 = 1 << 20;
@@ -23,26 +26,21 @@ const KERNEL: [&str; 7] = [
     "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2",
 ];
 
-/// The guest's mounts for the host's, and the files that they name.
-pub(super) fn edit(host: &[Mount]) -> Result<(Vec<Mount>, Vec<File>), SpecError> {
+/// The guest's mounts for the host's; what they need goes to `wanted`.
+pub(super) fn edit(host: &[Mount], wanted: &mut Wanted) -> Result<Vec<Mount>, SpecError> {
     let mut mounts = Vec::with_capacity(host.len());
-    let mut files = Vec::new();
     let mut room = MAX_FILES;
     for mount in host {
-        let options = mount.options().as_deref().unwrap_or_default();
-        let is = |wanted: &[&str]| {
-            options
-                .iter()
-                .any(|option| wanted.contains(&option.as_str()))
-        };
         let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-        if is(&["idmap", "ridmap"]) || mapped(mount.uid_mappings()) || mapped(mount.gid_mappings())
+        if has(mount, &["idmap", "ridmap"])
+            || mapped(mount.uid_mappings())
+            || mapped(mount.gid_mappings())
         {
             return Err(SpecError::UserNamespace);
         }
 
         let kind = mount.typ().as_deref().unwrap_or("none");
-        let bind = kind == "bind" || is(&["bind", "rbind"]);
+        let bind = kind == "bind" || has(mount, &["bind", "rbind"]);
         let mut guest = Mount::default();
         guest
             .set_destination(mount.destination().clone())
@@ -54,8 +52,17 @@ pub(super) fn edit(host: &[Mount]) -> Result<(Vec<Mount>, Vec<File>), SpecError>
                 .source()
                 .as_deref()
                 .ok_or_else(|| refuse(mount, "a bind mount needs a source".into()))?;
-            let inside = bind_source(mount, source, &mut files, &mut room)?;
+            let Some(inside) = bind_source(mount, source, wanted, &mut room)? else {
+                continue;
+            };
             guest.set_source(Some(inside.into()));
+            if keeps_submounts_writable(mount, source) {
+                // The guest finds the mounts below when it looks for them, and gives
+                // them the flags of the one above. The host refuses writes all the same.
+                let options = mount.options().iter().flatten();
+                let rest = options.filter(|option| *option != "ro").cloned().collect();
+                guest.set_options(Some(rest));
+            }
         } else if !KERNEL.contains(&kind) {
             return Err(refuse(
                 mount,
@@ -67,31 +74,47 @@ pub(super) fn edit(host: &[Mount]) -> Result<(Vec<Mount>, Vec<File>), SpecError>
         }
         mounts.push(guest);
     }
-    Ok((mounts, files))
+    Ok(mounts)
 }
 
+fn has(mount: &Mount, wanted: &[&str]) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    options
+        .iter()
+        .any(|option| wanted.contains(&option.as_str()))
+}
+
+/// What the guest mounts for a source of the host; `None`: no mount, a device node.
 fn bind_source(
     mount: &Mount,
     source: &Path,
-    files: &mut Vec<File>,
+    wanted: &mut Wanted,
     room: &mut u64,
-) -> Result<String, SpecError> {
+) -> Result<Option<String>, SpecError> {
     // containerd makes a tmpfs on the host for the pod's shared memory; the
     // agent makes the one that counts.
     if mount.destination() == Path::new("/dev/shm") && source.ends_with("shm") {
-        return Ok(ids::SHM_PATH.to_owned());
+        return Ok(Some(ids::SHM_PATH.to_owned()));
     }
     let failed = |error: std::io::Error| refuse(mount, format!("cannot be read: {error}"));
-    let kind = std::fs::metadata(source).map_err(failed)?.file_type();
-    if kind.is_dir() {
-        return Err(refuse(
-            mount,
-            "directory volumes are not supported by this version; \
-             use files of up to 1 MiB (subPath) or a shared-kernel runtime handler"
-                .into(),
-        ));
+    let metadata = std::fs::metadata(source).map_err(failed)?;
+    let kind = metadata.file_type();
+    if kind.is_block_device() {
+        wanted.disks.push(DiskSource {
+            path: mount.destination().clone(),
+            number: metadata.rdev(),
+            mode: metadata.mode() & 0o7777,
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            access: if read_only(mount) == ReadOnly::No {
+                "rw".into()
+            } else {
+                "r".into()
+            },
+        });
+        return Ok(None);
     }
-    if !kind.is_file() {
+    if !kind.is_dir() && !kind.is_file() {
         let kind = if kind.is_socket() {
             "socket"
         } else if kind.is_fifo() {
@@ -104,9 +127,128 @@ fn bind_source(
             format!("a {kind} of the host cannot be shared with the VM"),
         ));
     }
+    if has(mount, &["shared", "rshared"]) {
+        return Err(refuse(
+            mount,
+            "mounts made in the VM cannot appear on the host; \
+             use mount propagation HostToContainer or None instead of Bidirectional"
+                .into(),
+        ));
+    }
+    if kind.is_file() && metadata.len() <= MAX_FILE {
+        let give_back = kubelet::is_termination_log(source) && read_only(mount) == ReadOnly::No;
+        if give_back || kubelet::is_sandbox_file(source) {
+            return copy(mount, source, give_back, wanted, room).map(Some);
+        }
+    }
+    let share = ShareSource {
+        source: source.to_owned(),
+        destination: mount.destination().clone(),
+        recursive: last(mount, "rbind", "bind"),
+        follow: has(mount, &["slave", "rslave"]),
+        read_only: read_only(mount),
+    };
+    let volume = match kubelet::empty_dir(source).map_err(failed)? {
+        Some(empty) => VolumeSource::EmptyDir(Box::new(empty_dir(mount, empty, share)?)),
+        None => VolumeSource::Share(share),
+    };
+    wanted.volumes.push(volume);
+    Ok(Some(format!(
+        "{}{}",
+        ids::VOLUME_SOURCE,
+        wanted.volumes.len() - 1
+    )))
+}
+
+/// Whether of two options the first is the last one given.
+fn last(mount: &Mount, yes: &str, no: &str) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    options
+        .iter()
+        .rfind(|option| [yes, no].contains(&option.as_str()))
+        .is_some_and(|option| option == yes)
+}
+
+fn read_only(mount: &Mount) -> ReadOnly {
+    if last(mount, "rro", "rrw") {
+        ReadOnly::Recursively
+    } else if last(mount, "ro", "rw") {
+        ReadOnly::Top
+    } else {
+        ReadOnly::No
+    }
+}
+
+/// Whether it is read-only but for mounts below it, which there are or may be.
+fn keeps_submounts_writable(mount: &Mount, source: &Path) -> bool {
+    read_only(mount) == ReadOnly::Top
+        && last(mount, "rbind", "bind")
+        && (has(mount, &["slave", "rslave"]) || kubelet::has_mounts_below(source))
+}
+
+/// What an emptyDir is in the guest, should it be made there.
+fn empty_dir(
+    mount: &Mount,
+    empty: EmptyDir,
+    share: ShareSource,
+) -> Result<EmptyDirSource, SpecError> {
+    let failed = |error: std::io::Error| refuse(mount, format!("cannot be read: {error}"));
+    let metadata = std::fs::metadata(&empty.path).map_err(failed)?;
+    let system = statfs(&empty.path).map_err(|error| failed(error.into()))?;
+    if system.filesystem_type() == HUGETLBFS_MAGIC {
+        return Err(refuse(
+            mount,
+            "an emptyDir of huge pages cannot be had in the VM; use medium Memory".into(),
+        ));
+    }
+    let memory = system.filesystem_type() == TMPFS_MAGIC
+        // A kubelet directory that is all in memory does not make its volumes so.
+        && metadata.dev() != parent_device(&empty.path).map_err(failed)?;
+    let size = if memory {
+        system
+            .blocks()
+            .saturating_mul(u64::try_from(system.block_size()).unwrap_or_default())
+    } else {
+        0
+    };
+    let part = empty
+        .part
+        .to_str()
+        .ok_or_else(|| refuse(mount, "its path in the volume is not UTF-8".into()))?;
+    Ok(EmptyDirSource {
+        host: empty.path.clone(),
+        directory: Directory {
+            name: empty.name.clone(),
+            path: part.to_owned(),
+            mode: metadata.mode() & 0o7777,
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            memory,
+            size_bytes: size,
+            ..Default::default()
+        },
+        share,
+    })
+}
+
+fn parent_device(path: &Path) -> std::io::Result<u64> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    Ok(std::fs::metadata(parent)?.dev())
+}
+
+/// Has a small file travel with the spec.
+fn copy(
+    mount: &Mount,
+    source: &Path,
+    give_back: bool,
+    wanted: &mut Wanted,
+    room: &mut u64,
+) -> Result<String, SpecError> {
+    let failed = |error: std::io::Error| refuse(mount, format!("cannot be read: {error}"));
     // Not blocking, in case that the file has become a FIFO since.
     let mut file = std::fs::OpenOptions::new()
         .read(true)
+        .write(give_back)
         .custom_flags(libc::O_NONBLOCK)
         .open(source)
         .map_err(failed)?;
@@ -121,13 +263,7 @@ fn bind_source(
         .map_err(failed)?;
     let size = data.len() as u64;
     if size > MAX_FILE {
-        return Err(refuse(
-            mount,
-            format!(
-                "the file has {} bytes; files of up to {MAX_FILE} bytes can be given to the VM",
-                metadata.len()
-            ),
-        ));
+        return Err(refuse(mount, "grew while it was read; try again".into()));
     }
     *room = room.checked_sub(size).ok_or_else(|| {
         refuse(
@@ -135,14 +271,22 @@ fn bind_source(
             format!("the container's files are more than {MAX_FILES} bytes together"),
         )
     })?;
-    files.push(File {
+    wanted.files.push(File {
         data,
         mode: metadata.mode() & 0o7777,
         uid: metadata.uid(),
         gid: metadata.gid(),
+        give_back,
         ..Default::default()
     });
-    Ok(format!("{}{}", ids::FILE_SOURCE, files.len() - 1))
+    let index = wanted.files.len() - 1;
+    if give_back {
+        file.rewind().map_err(failed)?;
+        wanted
+            .given_back
+            .insert(u32::try_from(index).unwrap_or(u32::MAX), file);
+    }
+    Ok(format!("{}{index}", ids::FILE_SOURCE))
 }
 
 fn refuse(mount: &Mount, reason: String) -> SpecError {

@@ -1,6 +1,10 @@
 use serde_json::{Value, json};
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use super::*;
+use crate::volumes::{ReadOnly, ShareSource};
 
 const POD: Pod = Pod {
     sandbox_pid: 4242,
@@ -65,10 +69,10 @@ fn cri_spec() -> Value {
     })
 }
 
-fn edit(spec: &Value) -> Result<(Value, Vec<File>), SpecError> {
+fn edit(spec: &Value) -> Result<(Value, Wanted), SpecError> {
     let spec = parse(spec.to_string().as_bytes())?;
     let guest = container(&spec, "c1", &POD)?;
-    Ok((serde_json::from_slice(&guest.json).unwrap(), guest.files))
+    Ok((serde_json::from_slice(&guest.json).unwrap(), guest.wanted))
 }
 
 fn error(spec: &Value) -> String {
@@ -92,8 +96,8 @@ fn with_mount(mount: Value) -> Value {
 
 #[test]
 fn a_pods_container_keeps_what_holds_in_the_guest() {
-    let (guest, files) = edit(&cri_spec()).unwrap();
-    assert!(files.is_empty());
+    let (guest, wanted) = edit(&cri_spec()).unwrap();
+    assert!(wanted.files.is_empty() && wanted.volumes.is_empty() && wanted.disks.is_empty());
     assert_eq!(guest["process"]["args"], json!(["/bin/app", "--flag"]));
     assert_eq!(guest["process"]["user"]["uid"], 1000);
     assert_eq!(guest["process"]["cwd"], "/srv");
@@ -204,51 +208,197 @@ fn user_namespaces_hooks_and_devices_are_refused() {
     let mut spec = cri_spec();
     spec["linux"]["devices"] = json!([
         {"path": "/dev/null", "type": "c", "major": 1, "minor": 3},
-        {"path": "/dev/nvme0n1", "type": "b", "major": 259, "minor": 0},
+        {"path": "/dev/kvm", "type": "c", "major": 10, "minor": 232},
     ]);
-    assert!(error(&spec).contains("/dev/nvme0n1"));
+    assert!(error(&spec).contains("/dev/kvm"));
+}
+
+#[test]
+fn a_privileged_containers_devices_are_the_guests() {
+    let metadata = std::fs::metadata("/dev/zero").unwrap();
+    let mut spec = cri_spec();
+    spec["linux"]["devices"] = json!([
+        // As the host has it, though it is no block device: what counts is the number.
+        {"path": "/dev/zero", "type": "b", "major": 1, "minor": 5},
+        {"path": "/dev/data", "type": "b", "major": 253, "minor": 7},
+    ]);
+    assert_eq!(metadata.rdev(), nix::sys::stat::makedev(1, 5));
     spec["linux"]["resources"]["devices"] = json!([{"allow": true, "access": "rwm"}]);
-    let (guest, _) = edit(&spec).unwrap();
-    assert_eq!(guest["linux"]["devices"].as_array().unwrap().len(), 1);
+    let (guest, wanted) = edit(&spec).unwrap();
+    assert_eq!(guest["linux"]["devices"], json!([]));
     assert_eq!(
         guest["linux"]["resources"]["devices"],
         json!([{"allow": true, "access": "rwm"}])
     );
+    // What it asked for by another name it gets.
+    assert_eq!(wanted.disks.len(), 1);
+    assert_eq!(wanted.disks[0].path, Path::new("/dev/data"));
 }
 
 #[test]
-fn small_files_travel_with_the_spec() {
+fn block_devices_become_disks_with_the_access_of_their_rule() {
+    let mut spec = cri_spec();
+    spec["linux"]["devices"] = json!([
+        {"path": "/dev/a", "type": "b", "major": 254, "minor": 0, "fileMode": 0o640, "gid": 6},
+        {"path": "/dev/b", "type": "b", "major": 254, "minor": 16},
+    ]);
+    spec["linux"]["resources"]["devices"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"allow": true, "type": "b", "major": 254, "minor": 0, "access": "rm"}));
+    let (guest, wanted) = edit(&spec).unwrap();
+    assert_eq!(guest["linux"]["devices"], json!([]));
+    let found: Vec<_> = wanted
+        .disks
+        .iter()
+        .map(|disk| {
+            (
+                disk.path.to_str().unwrap(),
+                disk.access.as_str(),
+                disk.mode,
+                disk.gid,
+            )
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [("/dev/a", "rm", 0o640, 6), ("/dev/b", "", 0o660, 0)]
+    );
+    assert_eq!(wanted.disks[1].number, nix::sys::stat::makedev(254, 16));
+}
+
+/// A directory as kubelet and containerd lay them out.
+fn tree(paths: &[&str]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    let hosts = dir.path().join("hosts");
-    std::fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
-    let spec = with_mount(json!({
-        "destination": "/etc/hosts", "type": "bind", "source": hosts,
-        "options": ["rbind", "rprivate", "rw"],
-    }));
-    let (guest, files) = edit(&spec).unwrap();
+    for path in paths {
+        let path = dir.path().join(path);
+        if path.to_str().unwrap().ends_with('/') {
+            std::fs::create_dir_all(path).unwrap();
+        } else {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "content").unwrap();
+        }
+    }
+    dir
+}
+
+fn bind(destination: &str, source: impl AsRef<Path>, options: &[&str]) -> Value {
+    json!({"destination": destination, "type": "bind", "source": source.as_ref(), "options": options})
+}
+
+#[test]
+fn files_made_for_the_pod_travel_with_the_spec() {
+    let dir = tree(&["sandboxes/abc/hosts", "pods/u/containers/web/0123abcd"]);
+    let mut spec = with_mount(bind(
+        "/etc/hosts",
+        dir.path().join("sandboxes/abc/hosts"),
+        &["rbind", "rprivate", "rw"],
+    ));
+    spec["mounts"].as_array_mut().unwrap().push(bind(
+        "/dev/termination-log",
+        dir.path().join("pods/u/containers/web/0123abcd"),
+        &["rbind", "rprivate", "rw"],
+    ));
+    let (guest, wanted) = edit(&spec).unwrap();
     assert_eq!(guest["mounts"][2]["source"], "joey-file:0");
     assert_eq!(guest["mounts"][2]["destination"], "/etc/hosts");
-    assert_eq!(files[0].data, b"127.0.0.1 localhost\n");
-    assert_eq!(files[0].mode, 0o644);
+    assert_eq!(guest["mounts"][3]["source"], "joey-file:1");
+    let files = &wanted.files;
+    assert_eq!(files[0].data, b"content");
+    assert_eq!((files[0].mode, files[0].give_back), (0o644, false));
+    // What the container leaves here is for kubelet.
+    assert!(files[1].give_back);
+    assert_eq!(wanted.given_back.keys().collect::<Vec<_>>(), [&1]);
+    assert!(wanted.volumes.is_empty());
+}
+
+fn share(volume: &VolumeSource) -> &ShareSource {
+    match volume {
+        VolumeSource::Share(share) => share,
+        VolumeSource::EmptyDir(_) => panic!("an emptyDir"),
+    }
+}
+
+#[test]
+fn directories_and_other_files_are_shared() {
+    let dir = tree(&["data/file"]);
+    let data = dir.path().join("data");
+    let mut spec = cri_spec();
+    let mounts = spec["mounts"].as_array_mut().unwrap();
+    mounts.push(bind("/rw", &data, &["rbind", "rslave", "rw"]));
+    mounts.push(bind("/ro", &data, &["bind", "ro"]));
+    mounts.push(bind("/rro", &data, &["rbind", "rro", "rprivate"]));
+    mounts.push(bind("/file", data.join("file"), &["rbind", "ro"]));
+    let (guest, wanted) = edit(&spec).unwrap();
+    let sources: Vec<_> = (2..6)
+        .map(|i| guest["mounts"][i]["source"].clone())
+        .collect();
+    assert_eq!(
+        sources,
+        [
+            "joey-volume:0",
+            "joey-volume:1",
+            "joey-volume:2",
+            "joey-volume:3"
+        ]
+    );
+    let found: Vec<_> = wanted
+        .volumes
+        .iter()
+        .map(share)
+        .map(|share| (share.recursive, share.follow, share.read_only))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (true, true, ReadOnly::No),
+            (false, false, ReadOnly::Top),
+            (true, false, ReadOnly::Recursively),
+            (true, false, ReadOnly::Top),
+        ]
+    );
+    assert_eq!(guest["mounts"][3]["options"], json!(["bind", "ro"]));
+}
+
+#[test]
+fn a_read_only_mount_leaves_what_is_mounted_below_writable() {
+    // In every mount namespace something is mounted below /proc's parent.
+    let (guest, wanted) = edit(&with_mount(bind("/host", "/", &["rbind", "ro"]))).unwrap();
+    assert_eq!(share(&wanted.volumes[0]).read_only, ReadOnly::Top);
+    assert_eq!(guest["mounts"][2]["options"], json!(["rbind"]));
+    let (guest, _) = edit(&with_mount(bind("/host", "/", &["rbind", "rro"]))).unwrap();
+    assert_eq!(guest["mounts"][2]["options"], json!(["rbind", "rro"]));
+}
+
+#[test]
+fn an_empty_dir_is_the_guests_with_the_hosts_mode() {
+    let dir = tree(&["pods/u/volumes/kubernetes.io~empty-dir/cache/"]);
+    let cache = dir
+        .path()
+        .join("pods/u/volumes/kubernetes.io~empty-dir/cache");
+    std::fs::set_permissions(&cache, std::os::unix::fs::PermissionsExt::from_mode(0o2777)).unwrap();
+    let (_, wanted) = edit(&with_mount(bind("/cache", &cache, &["rbind", "rw"]))).unwrap();
+    let VolumeSource::EmptyDir(empty) = &wanted.volumes[0] else {
+        panic!("a share");
+    };
+    assert_eq!(empty.host, cache);
+    let directory = &empty.directory;
+    assert_eq!((directory.name.as_str(), directory.mode), ("cache", 0o2777));
+    assert!(!directory.memory && directory.path.is_empty());
 }
 
 #[test]
 fn what_cannot_be_bound_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let big = dir.path().join("big");
-    std::fs::write(&big, vec![0; (1 << 20) + 1]).unwrap();
     let socket = dir.path().join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
-    for (source, part) in [
-        (dir.path().to_owned(), "directory volumes are not supported"),
-        (big, "1048577 bytes"),
-        (socket, "socket"),
-        (dir.path().join("none"), "cannot be read"),
-        ("/dev/null".into(), "device"),
+    for (source, option, part) in [
+        (socket, "rprivate", "socket"),
+        (dir.path().join("none"), "rprivate", "cannot be read"),
+        ("/dev/null".into(), "rprivate", "device"),
+        (dir.path().to_owned(), "rshared", "HostToContainer"),
     ] {
-        let text = error(&with_mount(json!({
-            "destination": "/data", "type": "bind", "source": source, "options": ["rbind"],
-        })));
+        let text = error(&with_mount(bind("/data", &source, &["rbind", option])));
         assert!(text.contains("/data") && text.contains(part), "{text}");
         assert!(text.contains(&source.display().to_string()), "{text}");
     }
@@ -260,19 +410,22 @@ fn what_cannot_be_bound_is_named() {
 
 #[test]
 fn files_together_fit_one_message() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("file");
+    let dir = tree(&["sandboxes/abc/hosts"]);
+    let file = dir.path().join("sandboxes/abc/hosts");
     std::fs::write(&file, vec![0; 1 << 20]).unwrap();
     let mut spec = cri_spec();
     for i in 0..4 {
         if i == 3 {
             edit(&spec).unwrap();
         }
-        spec["mounts"].as_array_mut().unwrap().push(json!({
-            "destination": format!("/f{i}"), "type": "bind", "source": file, "options": ["bind"],
-        }));
+        let mounts = spec["mounts"].as_array_mut().unwrap();
+        mounts.push(bind(&format!("/f{i}"), &file, &["bind"]));
     }
     assert!(error(&spec).contains("/f3"));
+    // One that is too large to travel is shared.
+    std::fs::write(&file, vec![0; (1 << 20) + 1]).unwrap();
+    let (_, wanted) = edit(&with_mount(bind("/f", &file, &["bind"]))).unwrap();
+    assert_eq!((wanted.files.len(), wanted.volumes.len()), (0, 1));
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl StateDir {
     /// # Errors
     /// When it exists already or cannot be made.
     pub fn create(root: &Path, namespace: &str, id: &str, bundle: &Path) -> io::Result<Self> {
-        let path = root.join(namespace).join(id);
+        let path = path(root, namespace, id);
         let parent = root.join(namespace);
         fs::create_dir_all(&parent)?;
         // Root's alone: the socket in it leads into the guest.
@@ -105,6 +105,11 @@ impl StateDir {
     pub fn remove(&self) -> io::Result<()> {
         remove(&self.path)
     }
+}
+
+/// Where a sandbox's state directory is.
+pub fn path(root: &Path, namespace: &str, id: &str) -> PathBuf {
+    root.join(namespace).join(id)
 }
 
 /// Reads a state directory's record; `None` if the sandbox never had one.

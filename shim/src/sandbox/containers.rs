@@ -66,8 +66,8 @@ impl Sandbox {
         .map_err(Error::invalid)?;
         let rootfs = Rootfs::from_mounts(&request.rootfs).map_err(Error::invalid)?;
 
-        let layers = self.show_layers(&rootfs).await?;
         let container = Arc::new(Container {
+            given_back: Mutex::new(edited.wanted.given_back),
             init: Arc::new(Process::new(
                 &request.id,
                 "",
@@ -87,18 +87,43 @@ impl Sandbox {
         self.insert(&request.id, &container)?;
         let options = CreateOptions {
             spec: edited.json,
-            files: edited.files,
+            files: edited.wanted.files,
             ..Default::default()
         };
-        match self
-            .forward_create(request, &container, options, &layers, rootfs.writable)
-            .await
-        {
+        let created = async {
+            let wanted = (edited.wanted.volumes, edited.wanted.disks);
+            // Building images and starting virtiofsd take a while, and neither needs
+            // the other.
+            let (layers, prepared) = tokio::join!(
+                self.show_layers(&rootfs),
+                self.volumes
+                    .prepare(&self.vm, &request.id, wanted.0, wanted.1)
+            );
+            let (layers, prepared) = (layers?, prepared?);
+            let options = CreateOptions {
+                volumes: prepared.volumes,
+                share_device: prepared.share_device,
+                disks: prepared.disks,
+                ..options
+            };
+            self.forward_create(request, &container, options, &layers, rootfs.writable)
+                .await
+        };
+        match created.await {
             Ok(pid) => Ok(pid),
             Err(error) => {
+                self.release_volumes(&request.id).await;
                 self.containers().remove(&request.id);
                 Err(error)
             }
+        }
+    }
+
+    async fn release_volumes(&self, id: &str) {
+        tokio::select! {
+            () = self.volumes.release(&self.vm, &self.guest, id) => {}
+            // They went with the VM.
+            () = self.wait_ended() => {}
         }
     }
 
@@ -164,6 +189,7 @@ impl Sandbox {
             .map_err(|error| Error::State(format!("container {id}: {error}")))?;
         if self.running() {
             self.forward_delete(id, "").await?;
+            self.release_volumes(id).await;
         }
         // A container that never started ends here.
         init.finish(Exit::now(KILLED), &self.publisher);

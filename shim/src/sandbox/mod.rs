@@ -23,6 +23,7 @@ use crate::images::window::Window;
 use crate::process::Process;
 use crate::task_state::{Exit, TaskState};
 use crate::vm::Vm;
+use crate::volumes::Volumes;
 
 pub use start::Request;
 
@@ -45,6 +46,7 @@ pub struct Sandbox {
     /// Held while an image is shown, so that nobody uses a place whose image is
     /// not there yet.
     window: tokio::sync::Mutex<Window>,
+    volumes: Volumes,
     /// Gives each stream its id.
     streams: AtomicU64,
     /// The status that a stop on request ends with.
@@ -58,6 +60,8 @@ pub struct Container {
     /// Its first process.
     pub init: Arc<Process>,
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    /// Files of the host that get what the container leaves in its copies, by index.
+    given_back: Mutex<HashMap<u32, std::fs::File>>,
 }
 
 impl Sandbox {
@@ -158,6 +162,7 @@ impl Sandbox {
             }
             end_process(&container.init, &self.publisher);
         }
+        self.volumes.end().await;
         self.vm.release().await;
         if let Some(process) = &self.process {
             process.finish(Exit::now(status), &self.publisher);

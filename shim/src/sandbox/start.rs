@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::guest::{self, Guest};
 use crate::guest_spec;
+use crate::host::record;
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
 use crate::pod::{self, Kind, Size};
@@ -25,6 +26,7 @@ use crate::stages::{self, Stages};
 use crate::streams::Stdio;
 use crate::task_state::TaskState;
 use crate::vm::{Events, Plan, Vm};
+use crate::volumes::Volumes;
 
 /// Bytes of the host's randomness that a guest starts with.
 const ENTROPY: usize = 64;
@@ -93,7 +95,10 @@ impl Sandbox {
                 state,
             ))
         });
+        let config = &request.config;
+        let state_dir = record::path(&config.state_dir, &request.namespace, &request.id);
         let sandbox = Arc::new(Self {
+            volumes: Volumes::new(config.virtiofsd.clone(), state_dir),
             blobs: BlobStore::new(request.config.data_dir.join("layers")),
             id: request.id,
             vm,
@@ -109,6 +114,7 @@ impl Sandbox {
         });
         tokio::spawn(watch::vm(sandbox.clone(), events));
         tokio::spawn(watch::agent(sandbox.clone()));
+        tokio::spawn(watch::volumes(sandbox.clone()));
         if sandbox.vm.vcpus() > 1 {
             tokio::spawn(online_cpus(sandbox.clone()));
         }

@@ -1,11 +1,13 @@
 //! Listening to the VMM and to the agent.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::io::Write;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::events::task::TaskOOM;
 use protocol::guest::{self as messages, NextEventRequest, event};
+use protocol::ids;
 
 use super::{KILLED, Sandbox};
 use crate::guest;
@@ -19,6 +21,9 @@ const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 /// A guest that reports out-of-memory kills faster is not heard.
 const OOM_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What is lost when the agent does not answer.
+const AGENT: &str = "the guest's agent";
+
 /// Latest clock that an exit is believed to have, in seconds after ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
@@ -28,7 +33,7 @@ pub(super) async fn vm(sandbox: Arc<Sandbox>, mut events: Events) {
         match event {
             vmm::Event::Ready => tracing::warn!("the guest's agent reported ready again"),
             vmm::Event::FsLost { reason } => {
-                tracing::error!("the sandbox's volumes are lost: {reason}");
+                lost(&sandbox, "the VM's connection to virtiofsd", &reason);
             }
             vmm::Event::Stopped { reason } => {
                 tracing::info!(sandbox = sandbox.id, reason, "the guest stopped");
@@ -37,6 +42,16 @@ pub(super) async fn vm(sandbox: Arc<Sandbox>, mut events: Events) {
         }
     }
     sandbox.end().await;
+}
+
+/// Until the sandbox's virtiofsd is gone, if it ever has one. Containers that use it
+/// see only errors then, and what they had written may be lost, so the pod ends as if
+/// its VM had died.
+pub(super) async fn volumes(sandbox: Arc<Sandbox>) {
+    tokio::select! {
+        reason = sandbox.volumes.lost() => lost(&sandbox, "virtiofsd", &reason),
+        () = sandbox.wait_ended() => {}
+    }
 }
 
 /// Asks the agent for one event after the other.
@@ -58,12 +73,13 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
             Ok(event) => {
                 lost(
                     &sandbox,
+                    AGENT,
                     &format!("event {} follows {last}", event.sequence),
                 );
                 return;
             }
             Err(error) => {
-                lost(&sandbox, &error.to_string());
+                lost(&sandbox, AGENT, &error.to_string());
                 return;
             }
         };
@@ -88,14 +104,11 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
     }
 }
 
-/// Without its agent a guest is of no use, and may be hostile.
-fn lost(sandbox: &Sandbox, reason: &str) {
+/// Without its agent a guest is of no use, and may be hostile; without its virtiofsd
+/// it has lost its volumes.
+fn lost(sandbox: &Sandbox, what: &str, reason: &str) {
     if sandbox.running() && !sandbox.stopping() {
-        tracing::error!(
-            sandbox = sandbox.id,
-            reason,
-            "lost the guest's agent: stopping the VM"
-        );
+        tracing::error!(sandbox = sandbox.id, reason, "lost {what}: stopping the VM");
         sandbox.vm.kill();
     }
 }
@@ -116,6 +129,9 @@ fn exited(sandbox: &Arc<Sandbox>, report: &messages::Exit) {
         tracing::debug!(exec = report.exec_id, "exit of an unknown exec");
         return;
     };
+    if process.exec.is_empty() {
+        give_back(&container, &report.files);
+    }
     if !process.exec.is_empty() || !container.has_running_execs() {
         process.finish(exit, &sandbox.publisher);
         return;
@@ -132,6 +148,29 @@ fn exited(sandbox: &Arc<Sandbox>, report: &messages::Exit) {
         }
         process.finish(exit, &publisher);
     });
+}
+
+/// Writes what a container left in its copies of files of the host, before its end is
+/// reported: whoever hears of it reads them.
+fn give_back(container: &super::Container, files: &[messages::GivenBack]) {
+    let mut ours = container
+        .given_back
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    for file in files {
+        // Once each, and only those that were asked for.
+        let Some(mut host) = ours.remove(&file.index) else {
+            continue;
+        };
+        let data = &file.data[..file.data.len().min(ids::MAX_GIVEN_BACK)];
+        if let Err(error) = host.set_len(0).and_then(|()| host.write_all(data)) {
+            tracing::warn!(
+                container = container.init.container,
+                %error,
+                "cannot write what the container left in a file of the host"
+            );
+        }
+    }
 }
 
 /// The guest's clock, where it can be true.
