@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::cri::{BUSYBOX, Pod, fails, run, sh};
 use crate::leaks;
 use crate::trial;
+use crate::volumes::{HostDir, mount, start};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -38,9 +39,12 @@ pub fn trials() -> Vec<Trial> {
             "bad_input::host_network_is_refused",
             host_network_is_refused,
         ),
+        trial("bad_input::volumes_that_cannot_be", volumes_that_cannot_be),
+        trial("bad_input::virtiofsd_is_missing", virtiofsd_is_missing),
+        trial("bad_input::a_thousand_mounts", a_thousand_mounts),
         trial(
-            "bad_input::directory_volume_is_refused",
-            directory_volume_is_refused,
+            "bad_input::volume_that_is_unmounted_under_us",
+            volume_that_is_unmounted_under_us,
         ),
     ]
 }
@@ -218,19 +222,133 @@ fn host_network_is_refused() {
     assert_eq!(leaks::snapshot(), before);
 }
 
-fn directory_volume_is_refused() {
+/// Each is named with where it should go, and what comes of it.
+fn volumes_that_cannot_be() {
+    let dir = HostDir::new();
+    let host = &dir.0;
+    sh(&format!(
+        "cd {host} && ln -s loop loop && echo x > file && mkfifo fifo && mknod null c 1 3"
+    ));
     let before = leaks::snapshot();
     {
         let pod = Pod::run();
+        for (source, says) in [("fifo", "FIFO"), ("null", "device")] {
+            let source = format!("{host}/{source}");
+            let container = pod.create(
+                BUSYBOX,
+                json!({"command": ["sleep", "1"], "mounts": [mount(&source, "/data")]}),
+            );
+            let said = fails(&format!("crictl start {}", container.id));
+            for part in ["/data", &source, says] {
+                assert!(said.contains(part), "no {part:?} in: {said}");
+            }
+        }
+        let device = pod.create(
+            BUSYBOX,
+            json!({
+                "command": ["sleep", "1"],
+                "devices": [{"host_path": "/dev/kvm", "container_path": "/dev/kvm", "permissions": "rw"}],
+            }),
+        );
+        let said = fails(&format!("crictl start {}", device.id));
+        assert!(said.contains("/dev/kvm"), "{said}");
+        let shared = pod.create(
+            BUSYBOX,
+            json!({
+                "command": ["sleep", "1"],
+                "mounts": [{"host_path": "/run", "container_path": "/data", "propagation": 2}],
+                "linux": {"security_context": {"privileged": true}},
+            }),
+        );
+        let said = fails(&format!("crictl start {}", shared.id));
+        assert!(said.contains("HostToContainer"), "{said}");
+    }
+    // containerd makes what is missing for a pod; its own client does not.
+    sh(&format!(
+        "ctr image pull --plain-http {BUSYBOX} > /dev/null"
+    ));
+    for (source, says) in [
+        ("none", "No such file"),
+        ("loop", "symbolic links"),
+        ("file/below", "Not a directory"),
+    ] {
+        let said = fails(&format!(
+            "ctr run --rm --runtime io.containerd.joey.v2 --mount type=bind,src={host}/{source},dst=/data,options=rbind {BUSYBOX} bad true"
+        ));
+        for part in ["/data", &format!("{host}/{source}"), says] {
+            assert!(said.contains(part), "no {part:?} in: {said}");
+        }
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn virtiofsd_is_missing() {
+    let dir = HostDir::new();
+    let before = leaks::snapshot();
+    let path = "/usr/libexec/virtiofsd";
+    sh(&format!("mv {path} {path}.away"));
+    let (said, doctor) = {
+        let pod = Pod::run();
         let container = pod.create(
             BUSYBOX,
-            json!({"command": ["sleep", "1"], "mounts": [{"host_path": "/usr/share", "container_path": "/data"}]}),
+            json!({"command": ["sleep", "1"], "mounts": [mount(&dir.0, "/data")]}),
         );
         let said = fails(&format!("crictl start {}", container.id));
-        assert!(
-            said.contains("/data") && said.contains("/usr/share"),
-            "{said}"
+        // Pods without volumes run.
+        assert_eq!(
+            pod.start(BUSYBOX, &["sleep", "1000"]).sh("echo fine"),
+            "fine"
         );
+        (said, sh("joeyctl doctor"))
+    };
+    sh(&format!("mv {path}.away {path}"));
+    for text in [said, doctor] {
+        assert!(
+            text.contains(path) && text.contains("package `virtiofsd`"),
+            "{text}"
+        );
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn a_thousand_mounts() {
+    let dir = HostDir::new();
+    let host = &dir.0;
+    sh(&format!(
+        "cd {host} && for i in $(seq 1000); do mkdir $i && echo $i > $i/file; done"
+    ));
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        let mounts: Vec<_> = (1..=1000)
+            .map(|i| mount(&format!("{host}/{i}"), &format!("/data/{i}")))
+            .collect();
+        let container = start(&pod, BUSYBOX, &mounts);
+        assert_eq!(
+            container.sh("cat /data/*/file | sort -n | uniq | wc -l; cat /data/777/file"),
+            "1000\n777"
+        );
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+/// What the container has goes on; the host has its volume back after it.
+fn volume_that_is_unmounted_under_us() {
+    let dir = HostDir::new();
+    let host = &dir.0;
+    sh(&format!(
+        "mount -t tmpfs tmpfs {host} && echo x > {host}/file"
+    ));
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        let container = start(&pod, BUSYBOX, &[mount(host, "/data")]);
+        sh(&format!("umount {host}"));
+        assert_eq!(
+            container.sh("cat /data/file; echo y > /data/new; cat /data/new"),
+            "x\ny"
+        );
+        sh(&format!("mount -t tmpfs tmpfs {host}"));
     }
     assert_eq!(leaks::snapshot(), before);
 }

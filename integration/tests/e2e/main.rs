@@ -10,6 +10,7 @@ mod network;
 mod pods;
 mod storage;
 mod streams;
+mod volumes;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -24,6 +25,7 @@ fn main() {
         streams::trials(),
         storage::trials(),
         network::trials(),
+        volumes::trials(),
     ];
     let before = (!arguments.list).then(|| {
         cri::prepare();

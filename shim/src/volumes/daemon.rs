@@ -31,7 +31,7 @@ const PLACES: [&str; 4] = [
 ];
 
 /// What to install when it is missing.
-pub const PACKAGE: &str = "install the package `virtiofsd` or set `virtiofsd` in the configuration";
+const PACKAGE: &str = "install the package `virtiofsd` or set `virtiofsd` in the configuration";
 
 /// Its name in the state directory until it is connected.
 const SOCKET: &str = "virtiofsd";

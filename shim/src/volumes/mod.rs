@@ -21,7 +21,7 @@ use crate::error::{Error, Result, chain};
 use crate::guest::{self, Guest};
 use crate::vm::Vm;
 
-pub use daemon::{PACKAGE, find as find_daemon};
+pub use daemon::find as find_daemon;
 pub use disk::DiskSource;
 
 use daemon::Daemon;

@@ -119,6 +119,18 @@ pub fn vmm(config: &Config) -> Finding {
     }
 }
 
+/// Pods without volumes of the host need none, so a missing one is only poor.
+pub fn virtiofsd(config: &Config) -> Finding {
+    let path = match shim::volumes::find_daemon(config.virtiofsd.as_deref()) {
+        Ok(path) => path,
+        Err(error) => return Poor(chain(&error)),
+    };
+    match output(Command::new(&path).arg("--version")) {
+        Ok(version) => Good(format!("{} ({version})", path.display())),
+        Err(reason) => Poor(format!("{}: {reason}", path.display())),
+    }
+}
+
 fn file(path: &Path, error: Option<files::FileError>) -> Finding {
     match error {
         None => Good(path.display().to_string()),

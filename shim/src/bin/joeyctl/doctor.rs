@@ -42,6 +42,7 @@ pub fn run(config: Option<&Path>) -> ExitCode {
         ("kernel", checks::kernel(&config)),
         ("agent", checks::agent(&config)),
         ("vmm", checks::vmm(&config)),
+        ("virtiofsd", checks::virtiofsd(&config)),
         ("mkfs.erofs", checks::tool("mkfs.erofs", "erofs-utils")),
         ("mkfs.ext4", checks::tool("mkfs.ext4", "e2fsprogs")),
         ("cgroup", checks::cgroup()),
