@@ -1,7 +1,7 @@
 //! Compiles the eBPF programs and turns each into a table of instructions.
 //!
 //! The object file is read here and not at run time: what the loader needs of
-//! it is a list of instructions and the two places where a descriptor and an
+//! it is a list of instructions and the places where a descriptor and an
 //! interface's index go, so the process that loads it carries no ELF reader.
 
 use std::env;
@@ -13,24 +13,28 @@ use std::process::Command;
 
 use object::{Object, ObjectSection, ObjectSymbol, RelocationFlags, RelocationTarget};
 
-const SOURCE: &str = "bpf/link.c";
-/// The section prefix that marks a program.
-const PROGRAM: &str = "tc/";
+const SOURCES: [&str; 2] = ["bpf/link.c", "bpf/loopback.c"];
+/// The section prefixes that mark a program, and the kind that each stands for.
+const KINDS: [(&str, &str); 2] = [("tc/", "SchedCls"), ("sk_lookup/", "SkLookup")];
 /// The one relocation a program may have: a 64-bit immediate load.
 const R_BPF_64_64: u32 = 1;
 const INSTRUCTION: usize = 8;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo::rerun-if-changed={SOURCE}");
     println!("cargo::rerun-if-env-changed=CLANG");
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let object = out.join("link.o");
-    compile(&object)?;
-    fs::write(out.join("programs.rs"), tables(&fs::read(&object)?)?)?;
+    let mut programs = String::new();
+    for source in SOURCES {
+        println!("cargo::rerun-if-changed={source}");
+        let object = out.join("program.o");
+        compile(source, &object)?;
+        programs += &tables(source, &fs::read(&object)?)?;
+    }
+    fs::write(out.join("programs.rs"), programs)?;
     Ok(())
 }
 
-fn compile(object: &Path) -> Result<(), Box<dyn Error>> {
+fn compile(source: &str, object: &Path) -> Result<(), Box<dyn Error>> {
     let clang = env::var("CLANG").unwrap_or_else(|_| "clang".into());
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
     let status = Command::new(&clang)
@@ -39,22 +43,26 @@ fn compile(object: &Path) -> Result<(), Box<dyn Error>> {
         .args(["-Wall", "-Wextra", "-Werror", "-ffreestanding"])
         // Where multi-arch distributions keep <asm/types.h>.
         .arg(format!("-I/usr/include/{arch}-linux-gnu"))
-        .args(["-c", SOURCE, "-o"])
+        .args(["-c", source, "-o"])
         .arg(object)
         .status()
         .map_err(|error| format!("running {clang}: {error}; install clang, or name it in CLANG"))?;
     if !status.success() {
-        return Err(format!("{clang} could not compile {SOURCE} for BPF: {status}").into());
+        return Err(format!("{clang} could not compile {source} for BPF: {status}").into());
     }
     Ok(())
 }
 
 /// Rust source with one `Program` per section.
-fn tables(elf: &[u8]) -> Result<String, Box<dyn Error>> {
+fn tables(source: &str, elf: &[u8]) -> Result<String, Box<dyn Error>> {
     let file = object::File::parse(elf)?;
-    let mut source = String::new();
+    let mut tables = String::new();
     for section in file.sections() {
-        let Some(name) = section.name()?.strip_prefix(PROGRAM) else {
+        let section_name = section.name()?;
+        let program = KINDS
+            .iter()
+            .find_map(|(prefix, kind)| Some((section_name.strip_prefix(prefix)?, kind)));
+        let Some((name, kind)) = program else {
             continue;
         };
         let data = section.data()?;
@@ -69,16 +77,16 @@ fn tables(elf: &[u8]) -> Result<String, Box<dyn Error>> {
                 ) => file.symbol_by_index(index)?.name()?,
                 (target, flags) => {
                     return Err(format!(
-                        "{SOURCE}: {name} has a relocation the loader does not know: {target:?} {flags:?}"
+                        "{source}: {name} has a relocation the loader does not know: {target:?} {flags:?}"
                     )
                     .into());
                 }
             };
             let symbol = match symbol {
-                "counters" => "Counters",
+                "counters" | "listener" => "Map",
                 "target" => "Target",
                 other => {
-                    return Err(format!("{SOURCE}: the loader does not provide `{other}`").into());
+                    return Err(format!("{source}: the loader does not provide `{other}`").into());
                 }
             };
             write!(
@@ -96,15 +104,16 @@ fn tables(elf: &[u8]) -> Result<String, Box<dyn Error>> {
             )?;
         }
         writeln!(
-            source,
-            "/// `{name}` of `{SOURCE}`.\n\
+            tables,
+            "/// `{name}` of `{source}`.\n\
              pub(crate) static {}: Program = Program {{\n\
              name: c\"joey_{name}\",\n\
+             kind: Kind::{kind},\n\
              code: &[{code}],\n\
              fixups: &[{fixups}],\n\
              }};",
             name.to_uppercase()
         )?;
     }
-    Ok(source)
+    Ok(tables)
 }

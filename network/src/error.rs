@@ -112,4 +112,20 @@ pub enum Error {
         /// The reason.
         source: BpfError,
     },
+    /// No socket can listen in the namespace.
+    #[error("network namespace {}: listening for connections to its loopback", .netns.display())]
+    Listen {
+        /// The path as given.
+        netns: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Connections to the loopback cannot be steered.
+    #[error("network namespace {}: taking the connections to its loopback", .netns.display())]
+    Steer {
+        /// The path as given.
+        netns: PathBuf,
+        /// The reason.
+        source: BpfError,
+    },
 }

@@ -47,7 +47,7 @@ impl Hook {
         from: u32,
         to: u32,
     ) -> Result<Self, BpfError> {
-        let loaded = program.load(counters, to)?;
+        let loaded = program.load(counters.as_fd(), to)?;
         if kind != HookKind::Tcx {
             // An interface's index is never given again in its namespace, so
             // `to` is a handle that no other attachment has.

@@ -23,9 +23,10 @@
 //!   plugins reads them to find the firewall rules to remove.
 //! * The TAP gets no address, not even an IPv6 link-local one, so that the
 //!   namespace's stack has nothing to say to the guest.
-//! * The loopback interface is left alone. A forwarder that dials
-//!   127.0.0.1 in the namespace reaches the namespace, not the guest; it needs
-//!   a way of its own.
+//! * The loopback interface is left alone, but [`listen_on_loopback`] takes the
+//!   TCP connections to it, of any port: whoever dials localhost in the namespace,
+//!   as containerd does to forward a port, means the pod, whose loopback is in the
+//!   guest.
 //!
 //! What outlives what: nothing is pinned. The TAP ends with its descriptor,
 //! whoever holds it, and with the TAP the program on it. The program on the
@@ -61,6 +62,7 @@ mod error;
 mod hook;
 mod inventory;
 mod loader;
+mod loopback;
 mod namespace;
 mod netlink;
 mod sys;
@@ -71,5 +73,6 @@ pub use endpoint::{Cidr, Endpoint, Neighbour, ParseCidrError, Route};
 pub use error::Error;
 pub use hook::HookKind;
 pub use loader::BpfError;
+pub use loopback::{Loopback, listen_on_loopback};
 pub use netlink::NetlinkError;
 pub use tap::{OFFLOADS, TapError, VNET_HEADER_BYTES, set_offloads};

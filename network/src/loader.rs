@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_long};
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 
@@ -13,10 +13,14 @@ include!(concat!(env!("OUT_DIR"), "/programs.rs"));
 // linux/bpf.h: commands, types and flags of the system call.
 const BPF_MAP_CREATE: c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: c_long = 1;
+const BPF_MAP_UPDATE_ELEM: c_long = 2;
 const BPF_PROG_LOAD: c_long = 5;
 const BPF_LINK_CREATE: c_long = 28;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
+const BPF_SK_LOOKUP: u32 = 36;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_PSEUDO_MAP_FD: u64 = 1;
 const NAME_BYTES: usize = 16;
@@ -62,6 +66,12 @@ pub enum BpfError {
     /// The counters cannot be read.
     #[error("reading the counters")]
     Counters(#[source] io::Error),
+    /// The listener cannot be given to its program.
+    #[error("making the map of the listener; kernel 5.9 is needed, and CAP_NET_ADMIN")]
+    Listener(#[source] io::Error),
+    /// The program that steers connections could not be attached.
+    #[error("steering the namespace's connections; kernel 5.9 is needed")]
+    SkLookup(#[source] io::Error),
 }
 
 const CPUS: &str = "/sys/devices/system/cpu/possible";
@@ -69,15 +79,25 @@ const CPUS: &str = "/sys/devices/system/cpu/possible";
 /// What the loader writes into an instruction.
 #[derive(Clone, Copy)]
 enum Symbol {
-    /// The descriptor of the counters' map.
-    Counters,
+    /// The descriptor of the program's one map.
+    Map,
     /// The index of the interface to send to.
     Target,
+}
+
+/// Where a program runs.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// On frames that arrive at an interface.
+    SchedCls,
+    /// When a namespace looks for the socket that takes a new connection.
+    SkLookup,
 }
 
 /// A program as compiled: instructions and where the loader's values go.
 pub(crate) struct Program {
     name: &'static CStr,
+    kind: Kind,
     code: &'static [u64],
     fixups: &'static [(usize, Symbol)],
 }
@@ -88,25 +108,29 @@ impl Program {
         self.name.to_str().unwrap_or_default()
     }
 
-    fn code(&self, counters: RawFd, target: u32) -> Vec<u64> {
+    fn code(&self, map: RawFd, target: u32) -> Vec<u64> {
         let mut code = self.code.to_vec();
         for &(index, symbol) in self.fixups {
             // A 64-bit load: the immediate's low half is this instruction's
             // upper half; bits 12 to 15 say what it refers to.
             code[index] |= match symbol {
-                Symbol::Counters => BPF_PSEUDO_MAP_FD << 12 | (counters as u32 as u64) << 32,
+                Symbol::Map => BPF_PSEUDO_MAP_FD << 12 | (map as u32 as u64) << 32,
                 Symbol::Target => u64::from(target) << 32,
             };
         }
         code
     }
 
-    /// Loads the program; the kernel drops it with the last descriptor and
-    /// link to it.
-    pub(crate) fn load(&self, counters: &CounterMap, target: u32) -> Result<OwnedFd, BpfError> {
-        let code = self.code(counters.fd.as_raw_fd(), target);
+    /// Loads the program with its map and, where it sends somewhere, the index of
+    /// that interface; the kernel drops it with the last descriptor and link to it.
+    pub(crate) fn load(&self, map: BorrowedFd, target: u32) -> Result<OwnedFd, BpfError> {
+        let code = self.code(map.as_raw_fd(), target);
+        let (prog_type, expected_attach_type) = match self.kind {
+            Kind::SchedCls => (BPF_PROG_TYPE_SCHED_CLS, 0),
+            Kind::SkLookup => (BPF_PROG_TYPE_SK_LOOKUP, BPF_SK_LOOKUP),
+        };
         let mut attributes = ProgLoad {
-            prog_type: BPF_PROG_TYPE_SCHED_CLS,
+            prog_type,
             insn_cnt: code.len() as u32,
             insns: code.as_ptr() as u64,
             license: c"Apache-2.0".as_ptr() as u64,
@@ -116,6 +140,8 @@ impl Program {
             kern_version: 0,
             prog_flags: 0,
             prog_name: name(self.name),
+            prog_ifindex: 0,
+            expected_attach_type,
         };
         // SAFETY: the pointers in `attributes` lead to `code`, of as many
         // instructions as it says, and to a string that ends in a NUL; both
@@ -193,13 +219,19 @@ impl CounterMap {
     }
 }
 
+impl AsFd for CounterMap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// Attaches `program` where frames arrive at the interface `index` of the
 /// calling thread's namespace, after the programs already there. The link
 /// ends with its descriptor or with the interface.
 pub(crate) fn attach_tcx(program: BorrowedFd, index: u32) -> Result<OwnedFd, BpfError> {
     let attributes = LinkCreate {
         prog_fd: program.as_raw_fd() as u32,
-        target_ifindex: index,
+        target: index,
         attach_type: BPF_TCX_INGRESS,
         flags: 0,
         relative_fd: 0,
@@ -208,6 +240,67 @@ pub(crate) fn attach_tcx(program: BorrowedFd, index: u32) -> Result<OwnedFd, Bpf
     };
     // SAFETY: `attributes` holds no pointers.
     unsafe { bpf_fd(BPF_LINK_CREATE, &attributes) }.map_err(BpfError::Tcx)
+}
+
+/// The socket that [`LOOPBACK`] steers connections to.
+#[derive(Debug)]
+pub(crate) struct ListenerMap {
+    fd: OwnedFd,
+}
+
+impl ListenerMap {
+    /// Holds `listener`, but does not keep it open.
+    pub(crate) fn create(listener: BorrowedFd) -> Result<Self, BpfError> {
+        let attributes = MapCreate {
+            map_type: BPF_MAP_TYPE_SOCKMAP,
+            key_size: size_of::<u32>() as u32,
+            value_size: size_of::<u32>() as u32,
+            max_entries: 1,
+            map_flags: 0,
+            inner_map_fd: 0,
+            numa_node: 0,
+            map_name: name(c"joey_listener"),
+        };
+        // SAFETY: `attributes` holds no pointers.
+        let fd = unsafe { bpf_fd(BPF_MAP_CREATE, &attributes) }.map_err(BpfError::Listener)?;
+        let (key, value) = (0u32, listener.as_raw_fd() as u32);
+        let attributes = MapElement {
+            map_fd: fd.as_raw_fd() as u32,
+            padding: 0,
+            key: &raw const key as u64,
+            value: &raw const value as u64,
+            flags: 0,
+        };
+        // SAFETY: the kernel reads a u32 at `key` and one at `value`, the sizes
+        // that the map was made with; both outlive the call.
+        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &attributes) }.map_err(BpfError::Listener)?;
+        Ok(Self { fd })
+    }
+}
+
+impl AsFd for ListenerMap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Runs `program` for each new connection in `namespace`. The link ends with its
+/// descriptor or with the namespace.
+pub(crate) fn attach_sk_lookup(
+    program: BorrowedFd,
+    namespace: BorrowedFd,
+) -> Result<OwnedFd, BpfError> {
+    let attributes = LinkCreate {
+        prog_fd: program.as_raw_fd() as u32,
+        target: namespace.as_raw_fd() as u32,
+        attach_type: BPF_SK_LOOKUP,
+        flags: 0,
+        relative_fd: 0,
+        padding: 0,
+        expected_revision: 0,
+    };
+    // SAFETY: `attributes` holds no pointers.
+    unsafe { bpf_fd(BPF_LINK_CREATE, &attributes) }.map_err(BpfError::SkLookup)
 }
 
 /// The number of CPUs there can ever be: the kernel returns a value for each.
@@ -269,12 +362,15 @@ struct ProgLoad {
     kern_version: u32,
     prog_flags: u32,
     prog_name: [u8; NAME_BYTES],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
 }
 
 #[repr(C)]
 struct LinkCreate {
     prog_fd: u32,
-    target_ifindex: u32,
+    /// An interface's index or a namespace's descriptor.
+    target: u32,
     attach_type: u32,
     flags: u32,
     relative_fd: u32,
@@ -346,6 +442,16 @@ mod tests {
                     .any(|load| load >> 32 == 7 && load >> 12 & 0xf == 0)
             );
         }
+    }
+
+    #[test]
+    fn steering_takes_its_map_alone() {
+        let code = LOOPBACK.code(5, 7);
+        let [(at, _)] = LOOPBACK.fixups else {
+            panic!("one place for the map")
+        };
+        assert_eq!((code[*at] & 0xff, code[*at] >> 12 & 0xf), (0x18, 1));
+        assert_eq!(code[*at] >> 32, 5);
     }
 
     #[test]

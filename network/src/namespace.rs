@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -52,6 +53,11 @@ impl Namespace {
     /// The path it was opened by, for messages.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The namespace itself.
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Runs `work` in the namespace, on a thread that ends with it: whatever

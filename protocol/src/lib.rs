@@ -3,6 +3,7 @@
 //! The shim forwards containerd's own messages; `guest.proto` holds only what
 //! they lack. Both sides distrust each other's lengths and names.
 
+pub mod forward;
 pub mod ids;
 pub mod ports;
 
