@@ -6,7 +6,8 @@
 //!
 //! * [`boot`] makes the machine usable, [`service`] and [`guest_service`] answer
 //!   the host over ttrpc, [`tasks`] is what they act on.
-//! * [`streams`] and [`stdio`] carry bytes between processes and the host.
+//! * [`streams`] and [`stdio`] carry bytes between processes and the host, [`forward`]
+//!   does for connections to the pod's loopback.
 //! * [`storage`] mounts root file systems, [`volumes`] what containers mount beside
 //!   them, [`spec`] fits the OCI spec to both.
 //! * [`reaper`], [`oom`] and [`events`] tell the host what happened.
@@ -14,6 +15,7 @@
 pub mod boot;
 pub mod clock;
 pub mod events;
+pub mod forward;
 pub mod guest_service;
 pub mod logger;
 pub mod metrics;

@@ -50,8 +50,9 @@ async fn serve() -> Result<(), Failure> {
     let listen = |port| VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port));
     let calls = listen(ports::RPC)?;
     let streams = listen(ports::STREAM)?;
+    let forwards = listen(ports::FORWARD)?;
 
-    // One poll sends the packet that says that both listen; the host works while the
+    // One poll sends the packet that says that all listen; the host works while the
     // rest is done here. It never accepts the connection.
     let mut dial = Box::pin(VsockStream::connect(VsockAddr::new(
         VMADDR_CID_HOST,
@@ -67,5 +68,5 @@ async fn serve() -> Result<(), Failure> {
     let base = PathBuf::from(boot::BASE);
     let storage = Storage::new(WINDOW.into(), SCRATCH.into(), base.clone());
     let tasks = Arc::new(Tasks::new(base, storage)?);
-    Ok(server::serve(tasks, Listener::from(calls), streams).await?)
+    Ok(server::serve(tasks, Listener::from(calls), streams, forwards).await?)
 }

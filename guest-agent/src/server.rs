@@ -1,5 +1,5 @@
-//! The event loop's upper end: both services, the streams and the children, until the
-//! host wants the machine off.
+//! The event loop's upper end: both services, the streams, forwarded connections and
+//! the children, until the host wants the machine off.
 
 use std::io;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
+use crate::forward;
 use crate::guest_service::GuestService;
 use crate::service::TaskService;
 use crate::streams::Listen;
@@ -35,6 +36,7 @@ pub async fn serve(
     tasks: Arc<Tasks>,
     calls: Listener,
     streams: impl Listen,
+    forwards: impl Listen,
 ) -> Result<(), ServerError> {
     // Before the first process, so that no end is missed.
     let mut children = signal(SignalKind::child()).map_err(ServerError::Children)?;
@@ -44,6 +46,7 @@ pub async fn serve(
         .register_service(create_guest(Arc::new(GuestService(Arc::clone(&tasks)))));
     server.start().await?;
     tokio::spawn(tasks.streams.clone().serve(streams));
+    tokio::spawn(forward::serve(forwards));
     let memory = Arc::clone(&tasks);
     tokio::spawn(async move { memory.watch_memory().await });
     loop {

@@ -4,14 +4,15 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
-use tokio_vsock::VsockListener;
+use tokio_vsock::{VsockListener, VsockStream};
 
 /// How long a claim waits for its connection, a connection for its claim, and either
 /// for the id: the host makes both sides of a stream in one breath.
@@ -20,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MAX_HEADERS: usize = 64;
 /// Connections that wait for their claim.
 const MAX_UNCLAIMED: usize = 256;
-/// Rest after a failed accept (out of descriptors, say), so that it does not spin.
+/// Rest after a failed accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Both directions of a stream's connection.
@@ -32,19 +33,40 @@ pub type Connection = Box<dyn Duplex>;
 
 /// Where connections come from.
 pub trait Listen: Send + Sync + 'static {
+    /// A connection as it comes.
+    type Socket: Duplex + AsFd + 'static;
+
     /// The next connection.
-    fn accept(&self) -> impl Future<Output = io::Result<Connection>> + Send;
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Socket>> + Send;
 }
 
 impl Listen for VsockListener {
-    async fn accept(&self) -> io::Result<Connection> {
-        Ok(Box::new(VsockListener::accept(self).await?.0))
+    type Socket = VsockStream;
+
+    async fn accept(&self) -> io::Result<VsockStream> {
+        Ok(VsockListener::accept(self).await?.0)
     }
 }
 
 impl Listen for UnixListener {
-    async fn accept(&self) -> io::Result<Connection> {
-        Ok(Box::new(UnixListener::accept(self).await?.0))
+    type Socket = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        Ok(UnixListener::accept(self).await?.0)
+    }
+}
+
+/// The next connection, after a rest when there is none to be had: out of
+/// descriptors, say, which must not spin.
+pub async fn next<L: Listen>(listener: &L) -> L::Socket {
+    loop {
+        match listener.accept().await {
+            Ok(socket) => return socket,
+            Err(error) => {
+                log::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 
@@ -80,26 +102,19 @@ impl Streams {
         let headers = Arc::new(Semaphore::new(MAX_HEADERS));
         loop {
             let permit = Arc::clone(&headers).acquire_owned().await;
-            match listener.accept().await {
-                Ok(connection) => {
-                    let streams = self.clone();
-                    tokio::spawn(async move {
-                        let id = tokio::time::timeout(PATIENCE, read_id(connection)).await;
-                        drop(permit);
-                        match id {
-                            Ok(Ok((id, connection))) => streams.arrive(id, connection).await,
-                            Ok(Err(error)) => {
-                                log::warn!("a stream closed before it said its id: {error}")
-                            }
-                            Err(_) => log::warn!("a stream did not say its id; closed it"),
-                        }
-                    });
+            let connection: Connection = Box::new(next(&listener).await);
+            let streams = self.clone();
+            tokio::spawn(async move {
+                let id = tokio::time::timeout(PATIENCE, read_id(connection)).await;
+                drop(permit);
+                match id {
+                    Ok(Ok((id, connection))) => streams.arrive(id, connection).await,
+                    Ok(Err(error)) => {
+                        log::warn!("a stream closed before it said its id: {error}")
+                    }
+                    Err(_) => log::warn!("a stream did not say its id; closed it"),
                 }
-                Err(error) => {
-                    log::warn!("cannot accept a stream: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
+            });
         }
     }
 
@@ -208,7 +223,6 @@ impl Drop for Claim {
 mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
-    use tokio::net::UnixStream;
 
     fn served() -> (tempfile::TempDir, std::path::PathBuf, Streams) {
         let directory = tempfile::tempdir().unwrap();

@@ -48,8 +48,12 @@ pub fn with_machine(body: impl AsyncFnOnce(&Machine)) {
         let tasks = Arc::new(Tasks::new(path("agent"), storage).unwrap());
         let calls = Listener::from(UnixListener::bind(path("rpc")).unwrap());
         let streams = UnixListener::bind(path("streams")).unwrap();
-        let agent =
-            tokio::spawn(async move { server::serve(tasks, calls, streams).await.unwrap() });
+        let forwards = UnixListener::bind(path("forwards")).unwrap();
+        let agent = tokio::spawn(async move {
+            server::serve(tasks, calls, streams, forwards)
+                .await
+                .unwrap()
+        });
         let address = format!("unix://{}", path("rpc").display());
         let client = Client::connect(&address).await.unwrap();
         let machine = Machine {
