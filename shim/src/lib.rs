@@ -5,6 +5,7 @@ pub mod cleanup;
 pub mod config;
 pub mod error;
 pub mod events;
+pub mod forward;
 pub mod guest;
 pub mod guest_spec;
 pub mod host;

@@ -17,6 +17,7 @@ use tokio::sync::watch as channel;
 
 use crate::error::{Error, Result};
 use crate::events::Publisher;
+use crate::forward::Forwarder;
 use crate::guest::Guest;
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
@@ -49,6 +50,9 @@ pub struct Sandbox {
     volumes: Volumes,
     /// Gives each stream its id.
     streams: AtomicU64,
+    /// Takes the connections to the pod's localhost; `None` without a network of its
+    /// own, and after the end.
+    forwarder: Mutex<Option<Forwarder>>,
     /// The status that a stop on request ends with.
     requested: Mutex<Option<u32>>,
     /// Becomes true when nothing of the pod is left on the host.
@@ -163,6 +167,15 @@ impl Sandbox {
             end_process(&container.init, &self.publisher);
         }
         self.volumes.end().await;
+        // It keeps the pod's network namespace.
+        let forwarder = self
+            .forwarder
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(forwarder) = forwarder {
+            forwarder.stop().await;
+        }
         self.vm.release().await;
         if let Some(process) = &self.process {
             process.finish(Exit::now(status), &self.publisher);

@@ -15,6 +15,7 @@ use super::{Sandbox, watch};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
+use crate::forward::Forwarder;
 use crate::guest::{self, Guest};
 use crate::guest_spec;
 use crate::host::record;
@@ -97,6 +98,9 @@ impl Sandbox {
         });
         let config = &request.config;
         let state_dir = record::path(&config.state_dir, &request.namespace, &request.id);
+        // After the start, which must not wait for it.
+        let forwarder =
+            pod::netns(&request.spec).map(|netns| Forwarder::start(netns, vm.vsock().clone()));
         let sandbox = Arc::new(Self {
             volumes: Volumes::new(config.virtiofsd.clone(), state_dir),
             blobs: BlobStore::new(request.config.data_dir.join("layers")),
@@ -109,6 +113,7 @@ impl Sandbox {
             containers: Mutex::new(HashMap::new()),
             window: tokio::sync::Mutex::new(Window::default()),
             streams,
+            forwarder: Mutex::new(forwarder),
             requested: Mutex::new(None),
             ended: channel::Sender::new(false),
         });
