@@ -9,6 +9,7 @@ use netlink_packet_route::link::{
 };
 use nix::errno::Errno;
 
+use crate::clsact::Filter;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::hook::{Hook, HookKind};
@@ -53,6 +54,46 @@ pub struct Counters {
     pub to_guest: Traffic,
     /// From the guest to the pod's interface.
     pub from_guest: Traffic,
+}
+
+/// What of an attachment stays when its process is killed: the filter on the pod's
+/// interface. See [`sweep`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remains {
+    /// The interface's index, which its namespace never gives again.
+    pub interface: u32,
+    /// Which of the interface's filters.
+    pub handle: u32,
+}
+
+/// Removes what an attachment left whose process was killed. Nothing of the namespace's
+/// others is touched; what is gone already, or went with the namespace, is fine.
+///
+/// # Errors
+///
+/// When the namespace cannot be entered, or the filter not removed.
+pub fn sweep(netns: &Path, remains: Remains) -> Result<(), Error> {
+    let namespace = match Namespace::open(netns) {
+        Ok(namespace) => namespace,
+        Err(Error::Missing { .. }) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let refused = |source| Error::Netlink {
+        netns: netns.to_owned(),
+        action: "removing a filter that was left",
+        source,
+    };
+    let swept = namespace.run(|| {
+        let mut netlink = Netlink::open().map_err(refused)?;
+        Filter::of(remains).remove(&mut netlink).map_err(refused)
+    });
+    match swept {
+        // The bind mount is gone, and the namespace with it.
+        Err(Error::NotNamespace { .. }) => Ok(()),
+        // The interface has lost the qdisc that held all filters.
+        Err(Error::Netlink { source, .. }) if source.errno() == Some(Errno::EINVAL) => Ok(()),
+        swept => swept,
+    }
 }
 
 /// A guest's link to its pod's network. Ends with [`Attachment::detach`] or
@@ -209,6 +250,12 @@ impl Attachment {
     /// blocking. `None` once taken.
     pub fn take_tap(&mut self) -> Option<OwnedFd> {
         self.tap.take()
+    }
+
+    /// What stays if this process is killed; to be recorded for [`sweep`].
+    pub fn remains(&self) -> Option<Remains> {
+        // The pod's interface is the last that is hooked; the TAP's filter goes with it.
+        self.hooks.last().and_then(Hook::remains)
     }
 
     /// What was handed over so far.

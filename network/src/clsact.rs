@@ -11,6 +11,7 @@ use netlink_packet_route::tc::{
 };
 use nix::errno::Errno;
 
+use crate::attach::Remains;
 use crate::netlink::{Netlink, NetlinkError};
 
 /// Behind every filter that a plugin gave a number, like the kernel's own
@@ -67,6 +68,22 @@ impl Filter {
             NLM_F_CREATE | NLM_F_EXCL,
         )?;
         Ok(this)
+    }
+
+    /// The filter that an attachment left.
+    pub(crate) fn of(remains: Remains) -> Self {
+        Self {
+            index: remains.interface,
+            handle: remains.handle,
+        }
+    }
+
+    /// What must be known to remove it later.
+    pub(crate) fn remains(&self) -> Remains {
+        Remains {
+            interface: self.index,
+            handle: self.handle,
+        }
     }
 
     /// Removes the filter. One that is gone, or whose interface is, is no

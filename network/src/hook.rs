@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 
+use crate::attach::Remains;
 use crate::clsact::Filter;
 use crate::loader::{self, BpfError, CounterMap, Program};
 use crate::netlink::{Netlink, NetlinkError};
@@ -64,6 +65,14 @@ impl Hook {
     /// Whether [`Hook::remove`] must be called, in the interface's namespace.
     pub(crate) fn outlives_us(&self) -> bool {
         matches!(self, Self::Clsact(_))
+    }
+
+    /// What stays when this process is killed.
+    pub(crate) fn remains(&self) -> Option<Remains> {
+        match self {
+            Self::Tcx { .. } => None,
+            Self::Clsact(filter) => Some(filter.remains()),
+        }
     }
 
     /// Takes the program off the interface.

@@ -68,7 +68,7 @@ mod netlink;
 mod sys;
 mod tap;
 
-pub use attach::{Attachment, Counters, Options, Traffic, attach};
+pub use attach::{Attachment, Counters, Options, Remains, Traffic, attach, sweep};
 pub use endpoint::{Cidr, Endpoint, Neighbour, ParseCidrError, Route};
 pub use error::Error;
 pub use hook::HookKind;

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
 use bed::{Bed, Netns, PATIENCE, POD_V4, TAP};
-use network::{HookKind, Options, attach};
+use network::{HookKind, Options, Remains, attach, sweep};
 
 const ATTACHED: [&str; 2] = ["eth0", TAP];
 const HOOKS: [HookKind; 2] = [HookKind::Clsact, HookKind::Tcx];
@@ -133,6 +133,35 @@ fn what_a_killed_process_left_is_replaced() {
     attachment.detach().unwrap();
     assert_as_before(&bed);
     assert_unloaded(&stale);
+}
+
+#[test]
+fn what_a_killed_process_left_is_swept() {
+    let bed = Bed::new();
+    bed.pod.tc("qdisc add dev eth0 clsact");
+    bed.pod
+        .tc("filter add dev eth0 ingress prio 9 u32 match u32 0 0 classid 1:1");
+    let before = bed.pod.tc("filter show dev eth0 ingress");
+    let options = options(HookKind::Clsact);
+    let mut killed = attach(&bed.pod.path(), &options).unwrap().unwrap();
+    let remains = killed.remains().unwrap();
+    drop(killed.take_tap());
+    bed.pod.await_gone(TAP);
+    assert_ne!(bed.pod.tc("filter show dev eth0 ingress"), before);
+    // Another's filter is not what was left.
+    let other = Remains {
+        handle: remains.handle + 1,
+        ..remains
+    };
+    sweep(&bed.pod.path(), other).unwrap();
+    assert_ne!(bed.pod.tc("filter show dev eth0 ingress"), before);
+    for _ in 0..2 {
+        sweep(&bed.pod.path(), remains).unwrap();
+        assert_eq!(bed.pod.tc("filter show dev eth0 ingress"), before);
+    }
+    bed.pod.tc("qdisc del dev eth0 clsact");
+    sweep(&bed.pod.path(), remains).unwrap();
+    sweep(std::path::Path::new("/run/netns/no-such"), remains).unwrap();
 }
 
 #[test]

@@ -9,17 +9,22 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::MessageField;
 
 use crate::bootstrap::{address, socket_path};
-use crate::error::chain;
 use crate::events::timestamp;
-use crate::host::cgroup::Cgroup;
-use crate::host::record::{self, StateDir};
+use crate::host::record::StateDir;
+use crate::host::remains;
 use crate::sandbox::KILLED;
 
 /// Removes the sandbox of a bundle. What cannot be removed is named on standard
 /// error, which containerd logs; the rest is removed all the same. After a normal
 /// end there is nothing left to do.
 pub fn delete(flags: &Flags, bundle: &Path) -> DeleteResponse {
-    let pid = StateDir::of_bundle(bundle).map_or(0, |state_dir| remove(&state_dir));
+    let pid = StateDir::of_bundle(bundle).map_or(0, |state_dir| {
+        let (pid, errors) = remains::of_sandbox(&state_dir);
+        for error in errors {
+            eprintln!("removing what sandbox {} left: {error}", flags.id);
+        }
+        pid
+    });
     let socket = socket_path(&address(flags, &flags.id));
     if let Err(error) = std::fs::remove_file(&socket)
         && error.kind() != std::io::ErrorKind::NotFound
@@ -34,55 +39,26 @@ pub fn delete(flags: &Flags, bundle: &Path) -> DeleteResponse {
     }
 }
 
-/// Removes what a state directory records, and returns the VMM's pid. What else
-/// the sandbox had (network link, scratch disk, locks) the kernel undoes when the
-/// processes end that hold it.
-fn remove(state_dir: &Path) -> u32 {
-    let record = match record::read(state_dir) {
-        Ok(record) => record,
-        Err(error) => {
-            eprintln!("reading the record in {}: {error}", state_dir.display());
-            None
-        }
-    };
-    let pid = record.as_ref().map_or(0, |record| record.vmm_pid);
-    if let Some(record) = record {
-        let cgroup = Cgroup::existing(&record.cgroup);
-        if let Err(error) = cgroup.kill() {
-            eprintln!("{}", chain(&error));
-        }
-        record.kill_vmm();
-        if let Err(error) = cgroup.remove() {
-            eprintln!("{}", chain(&error));
-        }
-    }
-    if let Err(error) = record::remove(state_dir) {
-        eprintln!("removing {}: {error}", state_dir.display());
-    }
-    u32::try_from(pid).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::host::record::Record;
+    use crate::host::record::{self, Record};
 
     #[test]
     fn a_dead_shims_sandbox_is_removed() {
         let root = tempfile::tempdir().unwrap();
         let bundle = tempfile::tempdir().unwrap();
-        let state = StateDir::create(root.path(), "n", "abc", bundle.path()).unwrap();
         let mut vmm = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = vmm.id() as i32;
-        state
-            .write_record(&Record {
-                vmm_pid: pid,
-                vmm_started: record::start_time(pid).unwrap(),
-                cgroup: root.path().join("no-such-cgroup"),
-            })
-            .unwrap();
+        let record = Record {
+            vmm_pid: pid,
+            vmm_started: record::start_time(pid).unwrap(),
+            cgroup: root.path().join("no-such-cgroup"),
+            ..Record::new("n", "abc")
+        };
+        StateDir::create(root.path(), &record, bundle.path()).unwrap();
         let args = ["-namespace", "n", "-id", "abc", "delete"];
         let flags = containerd_shim::parse(&args).unwrap();
         let response = delete(&flags, bundle.path());

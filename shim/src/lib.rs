@@ -12,6 +12,7 @@ pub mod host;
 pub mod images;
 pub mod metrics;
 pub mod pod;
+pub mod printable;
 pub mod process;
 pub mod sandbox;
 pub mod server;

@@ -51,6 +51,8 @@ pub enum Action {
     },
     /// Counters of the VM and its devices.
     Stats,
+    /// The newest of what the guest's kernel has logged.
+    KernelLog,
     /// Stop the VM and exit.
     Shutdown,
 }
@@ -70,6 +72,9 @@ pub enum Reply {
         /// The device's name below /sys/bus/platform/devices of the guest.
         device: String,
     },
+    /// Answer to [`Action::KernelLog`]: lines of printable ASCII, at most
+    /// [`crate::kernel_log::ring::MAX_TEXT`] bytes.
+    KernelLog(String),
     /// Not done; one sentence that names the thing and the next step.
     Failed(String),
 }
@@ -86,7 +91,8 @@ pub enum Event {
         /// Why, in words.
         reason: String,
     },
-    /// The guest is gone; the VMM exits after it.
+    /// The guest is gone. The VMM exits soon after it; until then its owner may ask
+    /// for the kernel's log.
     Stopped {
         /// Why, in words: "guest reset", "guest panic", "vcpu failed: ...".
         reason: String,

@@ -17,10 +17,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::files::MAX_FILES;
+use crate::kernel_log::ring::MAX_TEXT;
 use crate::sys;
 
-/// Longest message in bytes. The largest is the answer to `Stats`.
-const MAX_MESSAGE: usize = 16 * 1024;
+/// Longest message in bytes that the VMM takes.
+const MAX_ACTION: usize = 16 * 1024;
+
+/// Longest that its owner takes. The largest is the kernel's log, whose every byte may
+/// take two.
+const MAX_REPLY: usize = 2 * MAX_TEXT + 1024;
 
 /// What can go wrong on the control socket.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +37,7 @@ pub enum ChannelError {
     #[error("no message on the control socket within the time given")]
     Timeout,
     /// The message is longer than a receiver takes, or carries too many descriptors.
-    #[error("a control message is too large ({MAX_MESSAGE} bytes, {MAX_FILES} descriptors)")]
+    #[error("a control message is too large ({MAX_FILES} descriptors at most)")]
     TooLarge,
     /// The message is not the JSON that was expected.
     #[error("a control message cannot be read: {0}; are VMM and client of one version?")]
@@ -46,6 +51,8 @@ pub enum ChannelError {
 #[derive(Debug)]
 pub struct Channel {
     socket: OwnedFd,
+    /// Longest message that is taken, in bytes.
+    longest: usize,
 }
 
 impl Channel {
@@ -57,12 +64,19 @@ impl Channel {
             None,
             SockFlag::SOCK_CLOEXEC,
         )?;
-        Ok((Self { socket: a }, Self { socket: b }))
+        let owners = Self {
+            socket: a,
+            longest: MAX_REPLY,
+        };
+        Ok((owners, Self::new(b)))
     }
 
-    /// Takes a connected SOCK_SEQPACKET socket.
+    /// Takes the VMM's end.
     pub fn new(socket: OwnedFd) -> Self {
-        Self { socket }
+        Self {
+            socket,
+            longest: MAX_ACTION,
+        }
     }
 
     /// Bounds the time that [`Self::receive`] waits.
@@ -81,7 +95,7 @@ impl Channel {
         files: &[BorrowedFd<'_>],
     ) -> Result<(), ChannelError> {
         let text = serde_json::to_vec(message)?;
-        if text.len() > MAX_MESSAGE || files.len() > MAX_FILES {
+        if text.len() > MAX_REPLY || files.len() > MAX_FILES {
             return Err(ChannelError::TooLarge);
         }
         let raw: Vec<_> = files.iter().map(AsRawFd::as_raw_fd).collect();
@@ -102,7 +116,7 @@ impl Channel {
 
     /// Waits for one message.
     pub fn receive<T: DeserializeOwned>(&self) -> Result<(T, Vec<OwnedFd>), ChannelError> {
-        let mut text = vec![0; MAX_MESSAGE];
+        let mut text = vec![0; self.longest];
         let mut control = cmsg_space!([std::os::fd::RawFd; MAX_FILES]);
         let (length, files, cut) = {
             let mut parts = [IoSliceMut::new(&mut text)];

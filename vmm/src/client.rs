@@ -201,6 +201,15 @@ impl Vmm {
         }
     }
 
+    /// The newest of what the guest's kernel has logged, also after its end, until the
+    /// process exits.
+    pub fn kernel_log(&mut self) -> Result<String, ClientError> {
+        match self.call(&Action::KernelLog, &[])? {
+            Reply::KernelLog(text) => Ok(text),
+            other => Err(self.mismatch(&other)),
+        }
+    }
+
     /// Stops the VM; the process exits by itself. See [`Self::wait`].
     pub fn shutdown(&mut self) -> Result<(), ClientError> {
         self.done(&Action::Shutdown, &[])

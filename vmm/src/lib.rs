@@ -12,6 +12,7 @@ pub mod client;
 pub mod devices;
 pub mod files;
 pub mod jail;
+pub mod kernel_log;
 pub mod kvm;
 pub mod memory;
 pub mod metrics;

@@ -18,6 +18,8 @@ use crate::devices::virtio::fs::Backend;
 use crate::devices::virtio::vsock::Vsock;
 use crate::files::BootFiles;
 use crate::jail;
+use crate::kernel_log;
+use crate::memory::GuestRam;
 use crate::poll::{add, again_if, lock, serve_kick, spawn, wait};
 use crate::seccomp::{self, ThreadKind};
 use crate::spec::VmSpec;
@@ -31,6 +33,9 @@ const CONTROL_FD: i32 = 3;
 const EVENTS_FD: i32 = 4;
 /// How long the owner waits for a new vCPU before it is told that it failed.
 const ONLINE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the process of a guest that is gone answers its owner.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Why the process cannot do its work at all.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +133,8 @@ fn start(
         peripherals,
         window,
         counters,
+        ram,
+        kernel,
     } = vm;
     storage::serve_disks(disks, &stop)?;
     let parked = (1..spec.vcpus)
@@ -143,6 +150,8 @@ fn start(
         window,
         storage,
         counters,
+        ram,
+        kernel,
         parked,
         stop,
     };
@@ -202,6 +211,8 @@ struct Owner {
     window: Window,
     storage: Storage,
     counters: Counters,
+    ram: GuestRam,
+    kernel: File,
     parked: Vec<ParkedCpu>,
     stop: Arc<Stop>,
 }
@@ -268,6 +279,10 @@ impl Owner {
             }
             Action::DetachDisk { slot } => self.storage.detach_disk(slot)?,
             Action::Stats => return Ok(Reply::Stats(Box::new(self.counters.stats()))),
+            Action::KernelLog => {
+                let log = kernel_log::read(self.ram, &self.kernel);
+                return Ok(Reply::KernelLog(log.map_err(|error| error.to_string())?));
+            }
             Action::Shutdown => {}
         }
         Ok(Reply::Done)
@@ -349,9 +364,11 @@ impl Loop {
     fn run(&self, owner: &mut Owner, peripherals: &Peripherals) -> Result<(), ProcessError> {
         let Peripherals { net, vsock, rng } = peripherals;
         let mut refill: Option<Instant> = None;
+        let mut end: Option<Instant> = None;
         loop {
             let mut events = [EpollEvent::default(); TOKENS.len()];
-            let count = wait(&self.epoll, &mut events, refill)?;
+            let next = refill.into_iter().chain(end).min();
+            let count = wait(&self.epoll, &mut events, next)?;
             for event in &events[..count] {
                 match TOKENS[event.data() as usize % TOKENS.len()] {
                     Token::Control => {
@@ -360,9 +377,13 @@ impl Loop {
                         }
                     }
                     Token::Stop => {
-                        let reason = owner.stop.reason();
-                        owner.say(&Event::Stopped { reason });
-                        return Ok(());
+                        // Only the event's reset matters: it is told once.
+                        let _ = owner.stop.event.read();
+                        if end.is_none() {
+                            let reason = owner.stop.reason();
+                            owner.say(&Event::Stopped { reason });
+                            end = deadline(Some(FAREWELL));
+                        }
                     }
                     Token::NetKick => serve_kick(net, |net| net.process()),
                     Token::Tap => again_if(lock(&net.device).tap_readable(), &net.kick),
@@ -390,6 +411,9 @@ impl Loop {
                         }
                     }
                 }
+            }
+            if end.is_some_and(|time| time <= Instant::now()) {
+                return Ok(());
             }
             if refill.is_some_and(|time| time <= Instant::now()) {
                 refill = deadline(lock(&rng.device).refill());

@@ -52,8 +52,9 @@ const COMMON: [i64; 8] = [
     libc::SYS_exit_group,
 ];
 
-const DEVICES: [i64; 13] = [
+const DEVICES: [i64; 14] = [
     libc::SYS_read,
+    libc::SYS_pread64,
     libc::SYS_close,
     libc::SYS_readv,
     libc::SYS_writev,

@@ -171,6 +171,10 @@ pub struct Vm {
     pub window: Window,
     /// Counters of everything.
     pub counters: Counters,
+    /// Guest memory.
+    pub ram: GuestRam,
+    /// The kernel's file, whose symbols tell where its log is.
+    pub kernel: File,
 }
 
 impl Vm {
@@ -230,10 +234,11 @@ impl Vm {
         let transports = wiring.transports;
         let serial = files.serial.map(|file| serial(&vm, file)).transpose()?;
 
+        let kernel = File::from(files.kernel);
         let entry = boot::load(
             ram,
             spec,
-            &File::from(files.kernel),
+            &kernel,
             &File::from(files.initramfs),
             transports.len(),
         )?;
@@ -254,6 +259,8 @@ impl Vm {
             peripherals,
             window,
             counters,
+            ram,
+            kernel,
         })
     }
 }

@@ -2,8 +2,10 @@
 //! directory with its record.
 
 pub mod cgroup;
+pub mod dead;
 pub mod files;
 pub mod lock;
 pub mod record;
+pub mod remains;
 pub mod scratch;
 pub mod uids;

@@ -27,6 +27,9 @@ const FORMAT: [&str; 10] = [
     "lazy_itable_init=1,assume_storage_prezeroed=1,nodiscard",
 ];
 
+/// Name of the file whose byte N is locked by whoever formats a template of N MiB.
+const LOCK: &str = "scratch.lock";
+
 /// Environment variable that names another `mkfs.ext4`.
 const MKFS_VARIABLE: &str = "JOEY_MKFS_EXT4";
 
@@ -68,6 +71,31 @@ pub fn create(data_dir: &Path, mib: u64) -> Result<File, ScratchError> {
     Ok(disk)
 }
 
+/// Templates whose formatter was killed; removed if `remove` is set.
+pub fn unfinished(data_dir: &Path, remove: bool) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(data_dir) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let Some(mib) = name
+                .strip_prefix("scratch-")
+                .filter(|name| name.ends_with(".partial"))
+                .and_then(|name| name.split('-').next()?.parse().ok())
+            else {
+                return false;
+            };
+            // Its formatter holds the lock.
+            let lock = ByteLock::try_acquire(&data_dir.join(LOCK), mib);
+            matches!(lock, Ok(Some(_))) && (!remove || std::fs::remove_file(entry.path()).is_ok())
+        })
+        .map(|entry| entry.path())
+        .collect()
+}
+
 fn template(data_dir: &Path, mib: u64) -> Result<File, ScratchError> {
     let hash = Sha256::digest(FORMAT.join(" "));
     let name = format!(
@@ -80,7 +108,7 @@ fn template(data_dir: &Path, mib: u64) -> Result<File, ScratchError> {
     }
     let failed = |error| ScratchError::Io(path.clone(), error);
     std::fs::create_dir_all(data_dir).map_err(failed)?;
-    let _lock = ByteLock::acquire(&data_dir.join("scratch.lock"), mib).map_err(failed)?;
+    let _lock = ByteLock::acquire(&data_dir.join(LOCK), mib).map_err(failed)?;
     if let Ok(file) = File::open(&path) {
         return Ok(file);
     }

@@ -271,6 +271,30 @@ impl BlobStore {
         }
     }
 
+    /// Files of builders that were killed; removed if `remove` is set.
+    pub fn unfinished(&self, remove: bool) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(&self.dir) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter(|entry| {
+                let name = entry.file_name();
+                let name = name.to_string_lossy();
+                let Some((key, _)) = name.strip_suffix(".partial").map(|stem| {
+                    stem.split_once('.').unwrap_or((stem, ""))
+                }) else {
+                    return false;
+                };
+                // Its builder holds the lock.
+                let lock = ByteLock::try_acquire(&self.lock_path(), lock_byte(key));
+                matches!(lock, Ok(Some(_)))
+                    && (!remove || std::fs::remove_file(entry.path()).is_ok())
+            })
+            .map(|entry| entry.path())
+            .collect()
+    }
+
     fn lock(&self, key: &str) -> Result<ByteLock, BlobError> {
         let path = self.lock_path();
         ByteLock::acquire(&path, lock_byte(key)).map_err(|error| BlobError::Store(path, error))
