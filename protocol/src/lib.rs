@@ -19,3 +19,16 @@ pub mod guest_ttrpc {
     use crate::guest;
     include!(concat!(env!("OUT_DIR"), "/guest_ttrpc.rs"));
 }
+
+/// Messages generated from `shim.proto`.
+#[allow(missing_docs, nonstandard_style, clippy::all, unused)]
+pub mod shim {
+    include!(concat!(env!("OUT_DIR"), "/shim.rs"));
+}
+
+/// Client and server stubs generated from `shim.proto`.
+#[allow(missing_docs, nonstandard_style, clippy::all, unused)]
+pub mod shim_ttrpc {
+    use crate::shim;
+    include!(concat!(env!("OUT_DIR"), "/shim_ttrpc.rs"));
+}
