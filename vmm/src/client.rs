@@ -210,6 +210,28 @@ impl Vmm {
         }
     }
 
+    /// As [`Self::kernel_log`], with another bound than the usual one.
+    pub fn kernel_log_within(&mut self, time: Duration) -> Result<String, ClientError> {
+        self.within(time, Self::kernel_log)
+    }
+
+    /// As [`Self::stats`], with another bound than the usual one.
+    pub fn stats_within(&mut self, time: Duration) -> Result<Stats, ClientError> {
+        self.within(time, Self::stats)
+    }
+
+    fn within<T>(
+        &mut self,
+        time: Duration,
+        call: impl FnOnce(&mut Self) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let failed = |error: io::Error| ClientError::Channel(error.to_string());
+        self.set_timeout(time).map_err(failed)?;
+        let answer = call(self);
+        self.set_timeout(ANSWER_TIMEOUT).map_err(failed)?;
+        answer
+    }
+
     /// Stops the VM; the process exits by itself. See [`Self::wait`].
     pub fn shutdown(&mut self) -> Result<(), ClientError> {
         self.done(&Action::Shutdown, &[])
