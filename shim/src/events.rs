@@ -14,6 +14,8 @@ use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc::{self, context};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::telemetry;
+
 /// How long containerd may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Rests between attempts: containerd may be restarting. Then the event is given
@@ -163,6 +165,7 @@ async fn deliver(mut items: mpsc::UnboundedReceiver<Item>, mut to: impl Forward)
             let topic = &request.envelope.topic;
             match rests.next() {
                 Some(rest) => {
+                    telemetry::event_retry();
                     tracing::warn!(topic, %error, "containerd did not take an event: trying again");
                     tokio::time::sleep(*rest).await;
                 }

@@ -21,6 +21,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(20);
 /// limits; only keeps a guest that never answers from holding calls for ever.
 const CALL_TIME: Duration = Duration::from_secs(300);
 
+/// How long the agent may take over a question.
+const QUESTION_TIME: Duration = Duration::from_secs(10);
+
 /// Longest answer of the VMM to a CONNECT, in bytes: "OK ", a port, a newline.
 const MAX_GREETING: usize = 32;
 
@@ -150,6 +153,12 @@ impl Guest {
 /// The context of a call that ends at some time.
 pub fn bounded() -> Context {
     context::with_duration(CALL_TIME)
+}
+
+/// The context of a question: containerd asks all pods in turn, so that one guest that
+/// hangs must not hold up the answers of the others.
+pub fn question() -> Context {
+    context::with_duration(QUESTION_TIME)
 }
 
 /// The context of a call that waits for ever.

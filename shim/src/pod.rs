@@ -14,6 +14,8 @@ use crate::config::Config;
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 /// The sandbox that a container belongs to.
 pub const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
+const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
@@ -49,6 +51,12 @@ impl Kind {
 /// One annotation's value.
 pub fn annotation<'a>(spec: &'a Spec, key: &str) -> Option<&'a str> {
     spec.annotations().as_ref()?.get(key).map(String::as_str)
+}
+
+/// The pod's name and Kubernetes namespace; empty without a pod.
+pub fn name(spec: &Spec) -> (String, String) {
+    let text = |key| annotation(spec, key).unwrap_or_default().to_owned();
+    (text(SANDBOX_NAME), text(SANDBOX_NAMESPACE))
 }
 
 /// How large the pod's VM is.

@@ -15,13 +15,15 @@ use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use nix::unistd::{dup2_stderr, dup2_stdin, setsid};
+use protocol::shim_ttrpc::create_shim;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
-use tracing::level_filters::LevelFilter;
 
 use crate::bootstrap::{address, socket_path};
 use crate::events::{Containerd, Publisher};
+use crate::logging;
 use crate::service::Pod;
+use crate::service::node::NodeService;
 use crate::service::task::TaskService;
 
 /// Where containerd takes events, in our environment.
@@ -47,7 +49,8 @@ pub fn run(flags: &Flags) -> anyhow::Result<()> {
     // group already, which is as good.
     let _ = setsid();
     let listener = take_listener().context("standard input is not the pod's socket")?;
-    log_to(Path::new("log"), flags.debug).context("opening containerd's log")?;
+    log_to(Path::new("log")).context("opening containerd's log")?;
+    logging::start(&flags.namespace, &flags.id, flags.debug);
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -73,11 +76,14 @@ async fn serve(flags: &Flags, listener: UnixListener) -> anyhow::Result<()> {
     let containerd =
         std::env::var(EVENTS_VARIABLE).with_context(|| format!("{EVENTS_VARIABLE} is not set"))?;
     let publisher = Publisher::new(&flags.namespace, Containerd::new(&containerd));
-    let pod = Arc::new(Pod::new(&flags.namespace, publisher.clone()));
+    let socket = socket_path(&address(flags, &flags.id));
+    let pod = Arc::new(Pod::new(&flags.namespace, &socket, publisher.clone()));
     let service = Arc::new(TaskService::new(pod.clone()));
+    let node = Arc::new(NodeService::new(pod.clone()));
     let mut server = Server::new()
         .add_listener(Listener::try_from(listener).context("the pod's socket")?)
-        .register_service(create_task(service));
+        .register_service(create_task(service))
+        .register_service(create_shim(node));
     server.start().await.context("serving")?;
     tracing::debug!(id = flags.id, "serving");
 
@@ -108,7 +114,7 @@ fn take_listener() -> io::Result<UnixListener> {
 /// Logs, and reports panics, into containerd's FIFO. Open for reading too, so
 /// that a restart of containerd breaks nothing, and never waiting for a reader:
 /// lines that nobody takes are lost.
-fn log_to(fifo: &Path, debug: bool) -> io::Result<()> {
+fn log_to(fifo: &Path) -> io::Result<()> {
     match OpenOptions::new()
         .read(true)
         .write(true)
@@ -120,14 +126,5 @@ fn log_to(fifo: &Path, debug: bool) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(false)
-        .with_max_level(if debug {
-            LevelFilter::DEBUG
-        } else {
-            LevelFilter::INFO
-        })
-        .init();
     Ok(())
 }

@@ -63,6 +63,14 @@ impl Stages {
         result
     }
 
+    /// All parts so far.
+    pub fn list(&self) -> Vec<Stage> {
+        self.done
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
     /// The report, as JSON.
     pub fn report(&self, sandbox: &str) -> String {
         let stages = self.done.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use crate::guest::{GuestError, Vsock};
+use crate::telemetry;
 
 /// Bytes on their way in each pump.
 const BUFFER: usize = 16 << 10;
@@ -314,6 +315,7 @@ async fn pump_in(mut fifo: Receiver, guest: UnixStream) {
                     if guest.write_all(&buffer[..n]).await.is_err() {
                         return;
                     }
+                    telemetry::stream_in(n);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "reading stdin");
@@ -348,6 +350,7 @@ async fn pump_out(mut guest: UnixStream, mut sink: Sink, written: Arc<AtomicU64>
                     return;
                 }
                 written.fetch_add(n as u64, Ordering::Relaxed);
+                telemetry::stream_out(n);
             }
         }
     }

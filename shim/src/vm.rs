@@ -2,7 +2,6 @@
 //! in one place.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,16 +18,24 @@ use vmm::{BootFiles, NetSpec, VmSpec, Vmm};
 use crate::config::Config;
 use crate::error::{Error, Result, chain};
 use crate::guest::Vsock;
-use crate::host::cgroup::Cgroup;
+use crate::host::cgroup::{self, Cgroup};
 use crate::host::record::{self, Record, StateDir};
 use crate::host::uids::UidLease;
-use crate::host::{files, scratch};
+use crate::host::{dead, files, scratch};
 use crate::pod::Size;
+use crate::printable::printable;
 use crate::stages::Stages;
+use crate::vmm_log::VmmLog;
 
 /// How long a guest may take from power-on until its agent answers. A node under
 /// load boots slowly; a guest that hangs must still fail.
 const READY_TIME: Duration = Duration::from_secs(120);
+
+/// How long the VMM may take to tell the kernel's log of a guest that is lost.
+const LOG_TIME: Duration = Duration::from_secs(1);
+
+/// Longest line of the kernel's log, in bytes: more than the VMM makes.
+const MAX_LINE: usize = 8 << 10;
 
 /// Where a VM that does not boot is explained.
 const DOCTOR: &str = "`joeyctl doctor` tells whether this host can run VMs";
@@ -36,7 +43,6 @@ const DOCTOR: &str = "`joeyctl doctor` tells whether this host can run VMs";
 /// Names in the state directory.
 const VSOCK: &str = "vsock";
 const CONSOLE: &str = "console.log";
-const VMM_LOG: &str = "vmm.log";
 
 /// What a VM is made from.
 #[derive(Clone, Debug)]
@@ -51,6 +57,10 @@ pub struct Plan {
     pub netns: Option<PathBuf>,
     /// As the OCI spec names it.
     pub cgroups_path: PathBuf,
+    /// The pod's name and Kubernetes namespace, if it is one's.
+    pub pod: (String, String),
+    /// The shim's socket.
+    pub socket: PathBuf,
     /// How large.
     pub size: Size,
     /// The operator's settings.
@@ -60,10 +70,15 @@ pub struct Plan {
 /// A VM. [`Vm::release`] ends it and removes what it has.
 pub struct Vm {
     id: String,
+    namespace: String,
+    config: Arc<Config>,
     pid: u32,
     vsock: Vsock,
     vcpus: u8,
     cgroup: Cgroup,
+    log: VmmLog,
+    /// Set once, by whoever first finds that the guest is lost.
+    death: tokio::sync::OnceCell<String>,
     endpoint: Option<Endpoint>,
     parts: Mutex<Option<Parts>>,
     released: AtomicBool,
@@ -75,6 +90,7 @@ struct Parts {
     attachment: Option<Attachment>,
     _uid: UidLease,
     state: StateDir,
+    record: Record,
 }
 
 /// What the VMM says unasked. The channel closes when the VMM is gone.
@@ -95,18 +111,17 @@ impl Vm {
     /// Names what is missing or failed; nothing is left then.
     pub async fn start(plan: &Plan, stages: &Arc<Stages>) -> Result<(Arc<Self>, Events)> {
         let root = &plan.config.state_dir;
+        let mut record = record(plan)?;
         let state =
-            StateDir::create(root, &plan.namespace, &plan.id, &plan.bundle).map_err(|error| {
-                match error.kind() {
-                    std::io::ErrorKind::AlreadyExists => {
-                        Error::Exists(format!("sandbox {} exists already", plan.id))
-                    }
-                    _ => Error::Failed(format!(
-                        "cannot make the state directory of sandbox {} in {}: {error}",
-                        plan.id,
-                        root.display()
-                    )),
+            StateDir::create(root, &record, &plan.bundle).map_err(|error| match error.kind() {
+                std::io::ErrorKind::AlreadyExists => {
+                    Error::Exists(format!("sandbox {} exists already", plan.id))
                 }
+                _ => Error::Failed(format!(
+                    "cannot make the state directory of sandbox {} in {}: {error}",
+                    plan.id,
+                    root.display()
+                )),
             })?;
 
         // Three things that need nothing of each other.
@@ -132,8 +147,18 @@ impl Vm {
                 }
             };
 
+        record.vmm_pid = i32::try_from(process.vmm.pid()).unwrap_or_default();
+        record.vmm_started = record::start_time(record.vmm_pid).unwrap_or_default();
+        record.filter = attachment
+            .as_ref()
+            .and_then(Attachment::remains)
+            .map(|remains| (remains.interface, remains.handle));
         let vm = Arc::new(Self {
             id: plan.id.clone(),
+            namespace: plan.namespace.clone(),
+            config: plan.config.clone(),
+            log: VmmLog::follow(process.log),
+            death: tokio::sync::OnceCell::new(),
             pid: process.vmm.pid(),
             vsock: Vsock::new(state.socket_path(VSOCK)),
             vcpus: plan.size.vcpus,
@@ -146,6 +171,7 @@ impl Vm {
                 attachment,
                 _uid: process.uid,
                 state,
+                record,
             })),
             released: AtomicBool::new(false),
         });
@@ -183,10 +209,25 @@ impl Vm {
         let stream =
             spawn_blocking(move || timed.time_blocking("boot", || vm.boot_blocking(&spec, &files)))
                 .await
-                .map_err(Error::failed)??;
+                .map_err(Error::failed)?;
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                self.kill();
+                return Err(match self.log.last_words().await {
+                    said if said.is_empty() => error,
+                    said => error.context(&format!("the VMM said {said:?}")),
+                });
+            }
+        };
         let mut events = watch(stream)?;
-        stages.time("ready", self.wait_ready(&mut events)).await?;
-        Ok(events)
+        match stages.time("ready", self.wait_ready(&mut events)).await {
+            Ok(()) => Ok(events),
+            Err(reason) => Err(Error::Failed(format!(
+                "the guest's agent did not answer: {}",
+                self.bury(&reason).await
+            ))),
+        }
     }
 
     fn boot_blocking(
@@ -200,11 +241,7 @@ impl Vm {
 
         parts
             .state
-            .write_record(&Record {
-                vmm_pid: self.raw_pid(),
-                vmm_started: record::start_time(self.raw_pid()).unwrap_or_default(),
-                cgroup: self.cgroup.dir().to_owned(),
-            })
+            .write_record(&parts.record)
             .map_err(|error| io("cannot write the sandbox's record", error))?;
         let listener = std::os::unix::net::UnixListener::bind(self.vsock.path())
             .map_err(|error| io("cannot listen for connections to the guest", error))?;
@@ -230,11 +267,7 @@ impl Vm {
                 },
             )
             .map_err(|error| {
-                let said = last_words(&parts.state.path().join(VMM_LOG));
-                Error::Failed(format!(
-                    "cannot boot the VM: {}{said}; {DOCTOR}",
-                    chain(&error)
-                ))
+                Error::Failed(format!("cannot boot the VM: {}; {DOCTOR}", chain(&error)))
             })?;
         parts
             .vmm
@@ -242,24 +275,84 @@ impl Vm {
             .map_err(|error| io("the VMM's event socket", error))
     }
 
-    async fn wait_ready(&self, events: &mut Events) -> Result<()> {
+    /// An error says in words why the agent is not there.
+    async fn wait_ready(&self, events: &mut Events) -> std::result::Result<(), String> {
         match tokio::time::timeout(READY_TIME, events.recv()).await {
             Ok(Some(vmm::Event::Ready)) => Ok(()),
             // No file system is attached before the agent is there, so that is as bad.
             Ok(Some(vmm::Event::Stopped { reason } | vmm::Event::FsLost { reason })) => {
-                Err(Error::Failed(format!(
-                    "the guest stopped before its agent answered: {reason}; \
-                 set `console = true` in the configuration to see why"
-                )))
+                Err(reason)
             }
-            Ok(None) => Err(Error::Failed(format!(
-                "the VMM ended before the guest's agent answered; {DOCTOR}"
-            ))),
-            Err(_) => Err(Error::Failed(format!(
-                "the guest's agent did not answer within {} s; {DOCTOR}",
+            Ok(None) => Err(format!("the VMM has died; {DOCTOR}")),
+            Err(_) => Err(format!(
+                "nothing was heard of it for {} s; {DOCTOR}",
                 READY_TIME.as_secs()
-            ))),
+            )),
         }
+    }
+
+    /// The guest is lost for this reason. Keeps what is known of it; returns the reason
+    /// with the last of what the guest's kernel said and where all of it is. The first
+    /// call counts: what is found later is its consequence.
+    pub async fn bury(self: &Arc<Self>, reason: &str) -> String {
+        let obituary = async {
+            let kernel = self.kernel_log().await.unwrap_or_default();
+            let vmm = self.log.so_far();
+            let text = format!(
+                "sandbox {} in namespace {}\n{reason}\n\nmessages of the VMM:\n{vmm}\n\
+                 messages of the guest's kernel and agent:\n{kernel}",
+                self.id, self.namespace
+            );
+            let (data_dir, namespace, id) = (
+                self.config.data_dir.clone(),
+                self.namespace.clone(),
+                self.id.clone(),
+            );
+            let kept = spawn_blocking(move || dead::keep(&data_dir, &namespace, &id, &text)).await;
+            let place = match kept {
+                Ok(Ok(path)) => format!("; see {}", path.display()),
+                Ok(Err(error)) => format!("; its log cannot be kept: {error}"),
+                Err(error) => format!("; its log cannot be kept: {error}"),
+            };
+            let said = match dead::last_lines(if kernel.is_empty() { &vmm } else { &kernel }) {
+                said if said.is_empty() => said,
+                said => format!("; it said last: {said}"),
+            };
+            format!("{reason}{place}{said}")
+        };
+        self.death.get_or_init(|| obituary).await.clone()
+    }
+
+    /// Whether somebody has found that the guest is lost.
+    pub fn is_buried(&self) -> bool {
+        self.death.initialized()
+    }
+
+    /// The newest of what the guest's kernel and agent have said.
+    ///
+    /// # Errors
+    /// When the VMM does not answer in a moment, or finds no log.
+    pub async fn kernel_log(self: &Arc<Self>) -> Result<String> {
+        let log = self.ask("cannot read the guest kernel's log", |vmm| {
+            // A VMM that hangs is of no use any more.
+            vmm.kernel_log_within(LOG_TIME)
+        });
+        let text = log.await?;
+        Ok(text
+            .lines()
+            .map(|line| printable(line.as_bytes(), MAX_LINE) + "\n")
+            .collect())
+    }
+
+    /// What the VM's devices have done.
+    ///
+    /// # Errors
+    /// When the VMM does not answer in a moment.
+    pub async fn stats(self: &Arc<Self>) -> Result<vmm::Stats> {
+        self.ask("cannot read the VMM's counters", |vmm| {
+            vmm.stats_within(LOG_TIME)
+        })
+        .await
     }
 
     /// The VMM's pid: what containerd takes for the sandbox's process.
@@ -394,6 +487,7 @@ impl Vm {
                 attachment,
                 _uid,
                 state,
+                record: _,
             } = parts;
             // Waits for the process, which has been killed.
             drop(vmm);
@@ -442,6 +536,7 @@ struct Spawned {
     cgroup: Cgroup,
     uid: UidLease,
     uid_number: u32,
+    log: OwnedFd,
 }
 
 impl Spawned {
@@ -455,6 +550,20 @@ impl Spawned {
             tracing::warn!(error = chain(&error), "removing the cgroup");
         }
     }
+}
+
+/// The sandbox's record, before anything of it is there.
+fn record(plan: &Plan) -> Result<Record> {
+    Ok(Record {
+        cgroup: cgroup::place(&plan.cgroups_path).map_err(Error::failed)?,
+        netns: plan.netns.clone(),
+        pod: plan.pod.0.clone(),
+        pod_namespace: plan.pod.1.clone(),
+        vcpus: plan.size.vcpus,
+        memory_mib: plan.size.memory_mib,
+        socket: plan.socket.clone(),
+        ..Record::new(&plan.namespace, &plan.id)
+    })
 }
 
 async fn blocking<T: Send + 'static>(
@@ -507,14 +616,10 @@ fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
     )
     .map_err(Error::failed)?;
     let cgroup = Cgroup::create(&plan.cgroups_path).map_err(Error::failed)?;
-    let log = config
-        .state_dir
-        .join(&plan.namespace)
-        .join(&plan.id)
-        .join(VMM_LOG);
-    match spawn_in(&config.vmm, &cgroup, &log) {
-        Ok(vmm) => Ok(Spawned {
+    match spawn_in(&config.vmm, &cgroup) {
+        Ok((vmm, log)) => Ok(Spawned {
             vmm,
+            log,
             cgroup,
             uid_number: uid.uid,
             uid,
@@ -528,10 +633,13 @@ fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
     }
 }
 
-fn spawn_in(binary: &Path, cgroup: &Cgroup, log: &Path) -> Result<Vmm> {
+/// Starts the VMM; the other result is where its messages can be read.
+fn spawn_in(binary: &Path, cgroup: &Cgroup) -> Result<(Vmm, OwnedFd)> {
     let open = |path: &Path, error| Error::Failed(format!("{}: {error}", path.display()));
     let dir = File::open(cgroup.dir()).map_err(|error| open(cgroup.dir(), error))?;
-    let log = File::create(log).map_err(|error| open(log, error))?;
+    let (messages, log) = std::io::pipe()
+        .map_err(|error| Error::Failed(format!("cannot make a pipe for the VMM: {error}")))?;
+    let log = File::from(OwnedFd::from(log));
     let vmm = Vmm::spawn(binary, Some(dir.as_fd()), Some(log)).map_err(Error::failed)?;
     // It inherits our own score, which protects it from the kernel's killer: a
     // guest that eats the host's memory shall not be protected.
@@ -539,22 +647,7 @@ fn spawn_in(binary: &Path, cgroup: &Cgroup, log: &Path) -> Result<Vmm> {
     if let Err(error) = std::fs::write(&score, "0") {
         tracing::warn!(score, %error, "cannot set the VMM's OOM score");
     }
-    Ok(vmm)
-}
-
-/// Most that is read of the VMM's log, in bytes.
-const MAX_LOG: u64 = 16 << 10;
-
-/// The end of the VMM's log, for an error.
-fn last_words(log: &Path) -> String {
-    let mut text = String::new();
-    if let Ok(file) = File::open(log) {
-        let _ = file.take(MAX_LOG).read_to_string(&mut text);
-    }
-    match text.lines().last() {
-        Some(line) if !line.is_empty() => format!(" ({line})"),
-        _ => String::new(),
-    }
+    Ok((vmm, messages.into()))
 }
 
 /// Reads the VMM's events until it is gone.

@@ -48,9 +48,7 @@ impl Cgroup {
         if !root.join("cgroup.controllers").exists() {
             return Err(CgroupError::NotUnified);
         }
-        let relative = relative_path(cgroups_path)
-            .ok_or_else(|| CgroupError::Path(cgroups_path.display().to_string()))?;
-        let dir = root.join(relative);
+        let dir = place(cgroups_path)?;
         fs::create_dir_all(&dir).map_err(|error| CgroupError::Io(dir.clone(), error))?;
         // Each controller by itself: one that is missing must not keep the
         // others off. What cannot be had here the pod goes without.
@@ -111,6 +109,16 @@ impl Cgroup {
             }
         }
     }
+}
+
+/// The directory of the cgroup that the OCI spec's `cgroupsPath` names.
+///
+/// # Errors
+/// When the path is wrong.
+pub fn place(cgroups_path: &Path) -> Result<PathBuf, CgroupError> {
+    let relative = relative_path(cgroups_path)
+        .ok_or_else(|| CgroupError::Path(cgroups_path.display().to_string()))?;
+    Ok(Path::new(ROOT).join(relative))
 }
 
 /// The directory below the root for a `cgroupsPath`.

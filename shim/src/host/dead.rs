@@ -116,7 +116,8 @@ mod tests {
         for n in 0..KEPT as u64 + 3 {
             let path = keep(data.path(), "k8s.io", &format!("s{n}"), "log\n").unwrap();
             let file = fs::File::options().write(true).open(path).unwrap();
-            file.set_modified(UNIX_EPOCH + Duration::from_secs(n)).unwrap();
+            file.set_modified(UNIX_EPOCH + Duration::from_secs(n))
+                .unwrap();
         }
         prune(data.path());
         let dead = list(data.path());

@@ -5,6 +5,7 @@ pub mod cgroup;
 pub mod dead;
 pub mod files;
 pub mod lock;
+pub mod memory;
 pub mod record;
 pub mod remains;
 pub mod scratch;

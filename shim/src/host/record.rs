@@ -158,10 +158,7 @@ pub fn path(root: &Path, namespace: &str, id: &str) -> PathBuf {
 
 /// The name of a directory that is being made, which no sandbox can have.
 fn unfinished_name(record: &Record) -> String {
-    format!(
-        ".{}.{}.{}",
-        record.id, record.shim_pid, record.shim_started
-    )
+    format!(".{}.{}.{}", record.id, record.shim_pid, record.shim_started)
 }
 
 /// Whether a directory of this name is still being made; `None`: it is not such a name.
@@ -226,8 +223,12 @@ pub fn remove(state_dir: &Path) -> io::Result<()> {
 pub fn start_time(pid: i32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything; fields are counted after it.
-    let fields = stat.rsplit_once(')')?.1;
-    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    match fields.next()? {
+        // Dead, and its parent has not looked yet.
+        "Z" | "X" => None,
+        _ => fields.nth(18)?.parse().ok(),
+    }
 }
 
 /// The kernel's name for this boot; empty if it gives none.

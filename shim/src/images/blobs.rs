@@ -281,9 +281,10 @@ impl BlobStore {
             .filter(|entry| {
                 let name = entry.file_name();
                 let name = name.to_string_lossy();
-                let Some((key, _)) = name.strip_suffix(".partial").map(|stem| {
-                    stem.split_once('.').unwrap_or((stem, ""))
-                }) else {
+                let Some((key, _)) = name
+                    .strip_suffix(".partial")
+                    .map(|stem| stem.split_once('.').unwrap_or((stem, "")))
+                else {
                     return false;
                 };
                 // Its builder holds the lock.

@@ -14,6 +14,7 @@ use protocol::guest::CreateOptions;
 use protocol::ids;
 use tokio::task::spawn_blocking;
 
+use super::patience::Outcome;
 use super::{Container, KILLED, Sandbox};
 use crate::error::{Error, Result};
 use crate::guest;
@@ -218,20 +219,15 @@ impl Sandbox {
             exec_id: exec.to_owned(),
             ..Default::default()
         };
-        let answer = tokio::select! {
-            answer = self.guest.task.delete(guest::bounded(), &request) => answer,
-            () = self.wait_ended() => return Ok(()),
-        };
-        match answer {
-            Ok(_) => Ok(()),
-            Err(ttrpc::Error::RpcStatus(status)) if status.code() == Code::NOT_FOUND => Ok(()),
-            Err(error @ ttrpc::Error::RpcStatus(_)) => Err(error.into()),
-            // The connection broke, so the VM is about to end, or made to.
-            Err(_) => {
-                self.vm.kill();
-                self.wait_ended().await;
+        let call = self.guest.task.delete(guest::bounded(), &request);
+        match self.insist(call).await {
+            Outcome::Refused(ttrpc::Error::RpcStatus(status))
+                if status.code() == Code::NOT_FOUND =>
+            {
                 Ok(())
             }
+            Outcome::Refused(error) => Err(error.into()),
+            Outcome::Answered(_) | Outcome::Silent | Outcome::Ended => Ok(()),
         }
     }
 

@@ -3,6 +3,7 @@
 //! and everything that the pod had on the host goes.
 
 mod containers;
+mod patience;
 mod processes;
 mod start;
 mod watch;
@@ -10,9 +11,11 @@ mod watch;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::events::task::TaskDelete;
+use protocol::shim::Description;
 use tokio::sync::watch as channel;
 
 use crate::error::{Error, Result};
@@ -22,6 +25,7 @@ use crate::guest::Guest;
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
 use crate::process::Process;
+use crate::stages::Stages;
 use crate::task_state::{Exit, TaskState};
 use crate::vm::Vm;
 use crate::volumes::Volumes;
@@ -36,6 +40,7 @@ pub struct Sandbox {
     id: String,
     vm: Arc<Vm>,
     guest: Guest,
+    stages: Arc<Stages>,
     publisher: Publisher,
     blobs: BlobStore,
     /// What containerd sees as the sandbox's process; `None` when the sandbox
@@ -55,6 +60,8 @@ pub struct Sandbox {
     forwarder: Mutex<Option<Forwarder>>,
     /// The status that a stop on request ends with.
     requested: Mutex<Option<u32>>,
+    /// Since when the agent has left a call of a stop unanswered.
+    silent: Mutex<Option<Instant>>,
     /// Becomes true when nothing of the pod is left on the host.
     ended: channel::Sender<bool>,
 }
@@ -82,6 +89,41 @@ impl Sandbox {
     /// Its agent.
     pub fn guest(&self) -> &Guest {
         &self.guest
+    }
+
+    /// How long its start took.
+    pub fn stages(&self) -> &Stages {
+        &self.stages
+    }
+
+    /// What there is in it.
+    pub fn describe(&self) -> Description {
+        let state = if !self.running() {
+            "ended"
+        } else if self.silent_since().is_some() {
+            "unresponsive"
+        } else {
+            "running"
+        };
+        let mut containers: Vec<_> = self
+            .containers()
+            .values()
+            .map(|container| {
+                let state = container.init.state();
+                protocol::shim::Container {
+                    id: container.init.container.clone(),
+                    state: format!("{:?}", state.status()).to_lowercase(),
+                    pid: state.pid(),
+                    ..Default::default()
+                }
+            })
+            .collect();
+        containers.sort_by(|a, b| a.id.cmp(&b.id));
+        Description {
+            state: state.into(),
+            containers,
+            ..Default::default()
+        }
     }
 
     /// Whether containerd means the sandbox itself by this id.

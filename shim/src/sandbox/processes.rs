@@ -11,8 +11,10 @@ use containerd_shim_protos::events::task::{
     TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
 };
 use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::ttrpc;
 use nix::sys::signal::Signal;
 
+use super::patience::Outcome;
 use super::{Container, KILLED, Sandbox};
 use crate::error::{Error, Result};
 use crate::guest;
@@ -21,6 +23,8 @@ use crate::metrics;
 use crate::process::Process;
 use crate::streams::{Stdio, Streams};
 use crate::task_state::{TaskState, TransitionError};
+
+const SIGKILL: u32 = Signal::SIGKILL as u32;
 
 impl Sandbox {
     /// A process by containerd's pair of ids: of the sandbox, of a container, or
@@ -204,10 +208,8 @@ impl Sandbox {
             )));
         }
         if !self.is_itself(&request.id) {
-            self.guest.task.kill(guest::bounded(), request).await?;
-            return Ok(());
+            return self.signal(request).await;
         }
-        const SIGKILL: u32 = Signal::SIGKILL as u32;
         const SIGTERM: u32 = Signal::SIGTERM as u32;
         const SIGINT: u32 = Signal::SIGINT as u32;
         match request.signal {
@@ -217,6 +219,35 @@ impl Sandbox {
             signal => tracing::debug!(signal, "a sandbox has no process to signal"),
         }
         Ok(())
+    }
+
+    /// Signals a container's process. One that is to be killed is gone after this even
+    /// if its guest hangs; any other signal is on its way, as signals are.
+    async fn signal(&self, request: &KillRequest) -> Result<()> {
+        let (task, message) = (self.guest.task.clone(), request.clone());
+        // Goes on though nobody waits: a slow guest still gets it.
+        let call = tokio::spawn(async move { task.kill(guest::bounded(), &message).await });
+        let call = async {
+            call.await
+                .unwrap_or_else(|error| Err(ttrpc::Error::Others(error.to_string())))
+        };
+        let outcome = if request.signal == SIGKILL {
+            self.insist(call).await
+        } else {
+            self.suggest(call).await
+        };
+        match outcome {
+            Outcome::Refused(error) => Err(error.into()),
+            Outcome::Silent => {
+                tracing::warn!(
+                    container = request.id,
+                    signal = request.signal,
+                    "the guest does not answer; if it hangs, the next SIGKILL ends it"
+                );
+                Ok(())
+            }
+            Outcome::Answered(_) | Outcome::Ended => Ok(()),
+        }
     }
 
     /// Freezes a container.
@@ -301,7 +332,7 @@ impl Sandbox {
             });
         }
         self.container(&request.id)?;
-        Ok(self.guest.task.pids(guest::bounded(), request).await?)
+        Ok(self.guest.task.pids(guest::question(), request).await?)
     }
 
     /// What a container uses of the guest, or the sandbox of the host.
@@ -317,7 +348,7 @@ impl Sandbox {
             });
         }
         self.container(&request.id)?;
-        let answer = self.guest.task.stats(guest::bounded(), request).await?;
+        let answer = self.guest.task.stats(guest::question(), request).await?;
         // containerd decodes by this name, so the guest does not choose it.
         if answer.stats.type_url != metrics::TYPE_URL {
             return Err(Error::Failed(format!(

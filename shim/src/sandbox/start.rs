@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use containerd_shim_protos::ttrpc;
 use oci_spec::runtime::Spec;
 use protocol::guest::OnlineCpusRequest;
 use tokio::sync::watch as channel;
@@ -18,7 +19,7 @@ use crate::events::Publisher;
 use crate::forward::Forwarder;
 use crate::guest::{self, Guest};
 use crate::guest_spec;
-use crate::host::record;
+use crate::host::{record, remains};
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
 use crate::pod::{self, Kind, Size};
@@ -42,6 +43,8 @@ pub struct Request {
     pub bundle: PathBuf,
     /// The OCI spec of the sandbox, or of the container that it is for.
     pub spec: Spec,
+    /// The shim's socket, where the node's tools find this sandbox.
+    pub socket: PathBuf,
     /// The operator's settings.
     pub config: Arc<Config>,
     /// Where events go.
@@ -65,6 +68,8 @@ impl Sandbox {
             bundle: request.bundle.clone(),
             netns: pod::netns(&request.spec),
             cgroups_path: pod::cgroups_path(&request.spec, &request.namespace, &request.id),
+            pod: pod::name(&request.spec),
+            socket: request.socket.clone(),
             size: Size::of(&request.spec, &request.config),
             config: request.config.clone(),
         };
@@ -72,6 +77,11 @@ impl Sandbox {
         let guest = match configure(&request, &vm, &stages).await {
             Ok(guest) => guest,
             Err(error) => {
+                // An agent that refuses is not dead.
+                let error = match &error {
+                    Error::Guest(ttrpc::Error::RpcStatus(_)) => error,
+                    _ => Error::Failed(vm.bury(&error.to_string()).await),
+                };
                 vm.release().await;
                 return Err(error);
             }
@@ -79,10 +89,20 @@ impl Sandbox {
         let report = stages.report(&request.id);
         tracing::debug!(stages = report, "sandbox started");
         vm.note(stages::FILE, report.as_bytes());
-        Ok(Self::run(request, kind, vm, guest, events))
+        let config = request.config.clone();
+        // Nobody waits for it, and it is rarely done.
+        tokio::task::spawn_blocking(move || remains::reconcile_sometimes(&config));
+        Ok(Self::run(request, kind, vm, guest, events, stages))
     }
 
-    fn run(request: Request, kind: Kind, vm: Arc<Vm>, guest: Guest, events: Events) -> Arc<Self> {
+    fn run(
+        request: Request,
+        kind: Kind,
+        vm: Arc<Vm>,
+        guest: Guest,
+        events: Events,
+        stages: Arc<Stages>,
+    ) -> Arc<Self> {
         let streams = AtomicU64::new(1);
         let process = (kind == Kind::Sandbox).then(|| {
             let state = TaskState::Created { pid: vm.pid() };
@@ -107,6 +127,7 @@ impl Sandbox {
             id: request.id,
             vm,
             guest,
+            stages,
             publisher: request.publisher,
             listed: AtomicBool::new(process.is_some()),
             process,
@@ -115,6 +136,7 @@ impl Sandbox {
             streams,
             forwarder: Mutex::new(forwarder),
             requested: Mutex::new(None),
+            silent: Mutex::new(None),
             ended: channel::Sender::new(false),
         });
         tokio::spawn(watch::vm(sandbox.clone(), events));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use containerd_shim_protos::events::task::TaskOOM;
 use protocol::guest::{self as messages, NextEventRequest, event};
 use protocol::ids;
+use tokio::time::timeout;
 
 use super::{KILLED, Sandbox};
 use crate::guest;
@@ -17,6 +18,9 @@ use crate::vm::Events;
 /// How long execs may take to be reported after their container's end, which
 /// containerd must hear of last.
 const EXEC_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the VMM may take to say why its guest, and with it the agent, is gone.
+const CAUSE_TIME: Duration = Duration::from_millis(300);
 
 /// A guest that reports out-of-memory kills faster is not heard.
 const OOM_INTERVAL: Duration = Duration::from_secs(1);
@@ -33,14 +37,16 @@ pub(super) async fn vm(sandbox: Arc<Sandbox>, mut events: Events) {
         match event {
             vmm::Event::Ready => tracing::warn!("the guest's agent reported ready again"),
             vmm::Event::FsLost { reason } => {
-                lost(&sandbox, "the VM's connection to virtiofsd", &reason);
+                lost(&sandbox, "the VM's connection to virtiofsd", &reason).await;
             }
             vmm::Event::Stopped { reason } => {
-                tracing::info!(sandbox = sandbox.id, reason, "the guest stopped");
+                died(&sandbox, &reason).await;
                 break;
             }
         }
     }
+    // Said last, so that it counts only if the VMM did not even say that much.
+    died(&sandbox, "the VMM has died").await;
     sandbox.end().await;
 }
 
@@ -49,9 +55,18 @@ pub(super) async fn vm(sandbox: Arc<Sandbox>, mut events: Events) {
 /// its VM had died.
 pub(super) async fn volumes(sandbox: Arc<Sandbox>) {
     tokio::select! {
-        reason = sandbox.volumes.lost() => lost(&sandbox, "virtiofsd", &reason),
+        reason = sandbox.volumes.lost() => lost(&sandbox, "virtiofsd", &reason).await,
         () = sandbox.wait_ended() => {}
     }
+}
+
+/// The guest has ended; unless it was told to, that is kept and logged, once.
+async fn died(sandbox: &Sandbox, reason: &str) {
+    if sandbox.stopping() || sandbox.vm.is_buried() {
+        return;
+    }
+    let reason = sandbox.vm.bury(reason).await;
+    tracing::error!(reason, "the sandbox has died");
 }
 
 /// Asks the agent for one event after the other.
@@ -71,15 +86,12 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
         let event = match event {
             Ok(event) if event.sequence == last + 1 => event,
             Ok(event) => {
-                lost(
-                    &sandbox,
-                    AGENT,
-                    &format!("event {} follows {last}", event.sequence),
-                );
+                let reason = format!("event {} follows {last}", event.sequence);
+                lost(&sandbox, AGENT, &reason).await;
                 return;
             }
             Err(error) => {
-                lost(&sandbox, AGENT, &error.to_string());
+                lost(&sandbox, AGENT, &error.to_string()).await;
                 return;
             }
         };
@@ -106,11 +118,13 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
 
 /// Without its agent a guest is of no use, and may be hostile; without its virtiofsd
 /// it has lost its volumes.
-fn lost(sandbox: &Sandbox, what: &str, reason: &str) {
-    if sandbox.running() && !sandbox.stopping() {
-        tracing::error!(sandbox = sandbox.id, reason, "lost {what}: stopping the VM");
-        sandbox.vm.kill();
+async fn lost(sandbox: &Sandbox, what: &str, reason: &str) {
+    // If the VMM ended, or says so in a moment, this is the consequence.
+    if timeout(CAUSE_TIME, sandbox.wait_ended()).await.is_ok() || sandbox.stopping() {
+        return;
     }
+    died(sandbox, &format!("{what} is gone: {reason}")).await;
+    sandbox.vm.kill();
 }
 
 fn exited(sandbox: &Arc<Sandbox>, report: &messages::Exit) {

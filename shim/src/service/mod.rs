@@ -1,5 +1,6 @@
 //! containerd's services, and what they share: the pod.
 
+pub mod node;
 mod options;
 mod pod;
 pub mod task;

@@ -23,6 +23,8 @@ const MAX_SPEC: u64 = 4 << 20;
 /// A pod and whether containerd is done with it.
 pub struct Pod {
     namespace: String,
+    /// Ours.
+    socket: PathBuf,
     publisher: Publisher,
     sandbox: Mutex<Option<Arc<Sandbox>>>,
     /// Held while the sandbox is started.
@@ -43,10 +45,11 @@ enum End {
 }
 
 impl Pod {
-    /// A pod in containerd's `namespace`, which does not run yet.
-    pub fn new(namespace: &str, publisher: Publisher) -> Self {
+    /// A pod in containerd's `namespace`, served on `socket`, which does not run yet.
+    pub fn new(namespace: &str, socket: &Path, publisher: Publisher) -> Self {
         Self {
             namespace: namespace.to_owned(),
+            socket: socket.to_owned(),
             publisher,
             sandbox: Mutex::new(None),
             starting: tokio::sync::Mutex::new(()),
@@ -134,6 +137,7 @@ impl Pod {
             namespace: self.namespace.clone(),
             bundle,
             spec,
+            socket: self.socket.clone(),
             config: Arc::new(config),
             publisher: self.publisher.clone(),
         })
@@ -250,7 +254,11 @@ mod tests {
     }
 
     fn pod() -> Pod {
-        Pod::new("k8s.io", Publisher::new("k8s.io", Nowhere))
+        Pod::new(
+            "k8s.io",
+            Path::new("/run/socket"),
+            Publisher::new("k8s.io", Nowhere),
+        )
     }
 
     fn request(bundle: &Path, spec: &str) -> CreateTaskRequest {

@@ -14,10 +14,12 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::{self, r#async::TtrpcContext};
 use protocol::ids;
+use tracing::Instrument;
 
 use super::Pod;
 use crate::error::{Error, Result};
 use crate::process::wait_response;
+use crate::telemetry;
 
 /// The service.
 pub struct TaskService {
@@ -35,14 +37,18 @@ impl TaskService {
     async fn serve<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
         &self,
         name: &'static str,
+        (container, exec): (&str, &str),
         serve: impl FnOnce(Arc<Pod>) -> F,
     ) -> ttrpc::Result<T> {
-        let result = match tokio::spawn(serve(self.pod.clone())).await {
+        let span = tracing::info_span!("request", request = name, container, exec);
+        let served = serve(self.pod.clone()).instrument(span.clone());
+        let result = match tokio::spawn(served).await {
             Ok(result) => result,
             Err(error) => Err(Error::Failed(format!("{name}: {error}"))),
         };
+        telemetry::request(name, result.is_err());
         result.map_err(|error| {
-            tracing::debug!(request = name, %error, "refused");
+            tracing::debug!(parent: &span, %error, "refused");
             error.into()
         })
     }
@@ -68,7 +74,8 @@ impl Task for TaskService {
         _: &TtrpcContext,
         r: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
-        self.serve("create", |pod| async move {
+        let (id, exec) = (r.id.clone(), String::new());
+        self.serve("create", (&id, &exec), |pod| async move {
             Ok(CreateTaskResponse {
                 pid: pod.create(&r).await?,
                 ..Default::default()
@@ -78,7 +85,8 @@ impl Task for TaskService {
     }
 
     async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
-        self.serve("start", |pod| async move {
+        let (id, exec) = (r.id.clone(), r.exec_id.clone());
+        self.serve("start", (&id, &exec), |pod| async move {
             let sandbox = pod.sandbox()?;
             let pid = if sandbox.is_itself(&r.id) {
                 let process = sandbox.find(&r.id, &r.exec_id)?;
@@ -95,19 +103,24 @@ impl Task for TaskService {
     }
 
     async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
-        self.serve("delete", |pod| async move {
+        let (id, exec) = (r.id.clone(), r.exec_id.clone());
+        self.serve("delete", (&id, &exec), |pod| async move {
             pod.delete(&r.id, &r.exec_id).await
         })
         .await
     }
 
     async fn pids(&self, _: &TtrpcContext, r: PidsRequest) -> ttrpc::Result<PidsResponse> {
-        self.serve("pids", |pod| async move { pod.sandbox()?.pids(&r).await })
-            .await
+        let (id, exec) = (r.id.clone(), String::new());
+        self.serve("pids", (&id, &exec), |pod| async move {
+            pod.sandbox()?.pids(&r).await
+        })
+        .await
     }
 
     async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
-        self.serve("pause", |pod| async move {
+        let (id, exec) = (r.id.clone(), String::new());
+        self.serve("pause", (&id, &exec), |pod| async move {
             let sandbox = pod.sandbox()?;
             if sandbox.is_itself(&r.id) {
                 return Err(Error::Unsupported("a sandbox cannot be paused".into()));
@@ -119,7 +132,8 @@ impl Task for TaskService {
     }
 
     async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
-        self.serve("resume", |pod| async move {
+        let (id, exec) = (r.id.clone(), String::new());
+        self.serve("resume", (&id, &exec), |pod| async move {
             pod.sandbox()?.resume(&r).await?;
             Ok(Empty::new())
         })
@@ -131,7 +145,8 @@ impl Task for TaskService {
     }
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
-        self.serve("kill", |pod| async move {
+        let (id, exec) = (r.id.clone(), r.exec_id.clone());
+        self.serve("kill", (&id, &exec), |pod| async move {
             pod.sandbox()?.kill(&r).await?;
             Ok(Empty::new())
         })
@@ -139,7 +154,8 @@ impl Task for TaskService {
     }
 
     async fn exec(&self, _: &TtrpcContext, r: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        self.serve("exec", |pod| async move {
+        let (id, exec) = (r.id.clone(), r.exec_id.clone());
+        self.serve("exec", (&id, &exec), |pod| async move {
             check_exec(&r.exec_id)?;
             pod.sandbox()?.exec(&r).await?;
             Ok(Empty::new())
@@ -148,7 +164,8 @@ impl Task for TaskService {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, r: ResizePtyRequest) -> ttrpc::Result<Empty> {
-        self.serve("resize", |pod| async move {
+        let (id, exec) = (r.id.clone(), r.exec_id.clone());
+        self.serve("resize", (&id, &exec), |pod| async move {
             pod.sandbox()?.resize(&r).await?;
             Ok(Empty::new())
         })
@@ -166,7 +183,8 @@ impl Task for TaskService {
     }
 
     async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        self.serve("update", |pod| async move {
+        let (id, exec) = (r.id.clone(), String::new());
+        self.serve("update", (&id, &exec), |pod| async move {
             let sandbox = pod.sandbox()?;
             if sandbox.is_itself(&r.id) {
                 return Err(Error::Unsupported(
@@ -185,8 +203,11 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, r: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        self.serve("stats", |pod| async move { pod.sandbox()?.stats(&r).await })
-            .await
+        let (id, exec) = (r.id.clone(), String::new());
+        self.serve("stats", (&id, &exec), |pod| async move {
+            pod.sandbox()?.stats(&r).await
+        })
+        .await
     }
 
     async fn connect(&self, _: &TtrpcContext, r: ConnectRequest) -> ttrpc::Result<ConnectResponse> {

@@ -1,0 +1,50 @@
+//! What the node's tools ask: `joeyctl ps`, `logs` and `metrics`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::ttrpc::{self, r#async::TtrpcContext};
+use protocol::shim::{Description, Empty, KernelLogResponse, MetricsResponse};
+use protocol::shim_ttrpc::Shim;
+
+use super::Pod;
+use crate::telemetry;
+
+/// The service.
+pub struct NodeService {
+    pod: Arc<Pod>,
+}
+
+impl NodeService {
+    /// Tells of `pod`.
+    pub fn new(pod: Arc<Pod>) -> Self {
+        Self { pod }
+    }
+}
+
+#[async_trait]
+impl Shim for NodeService {
+    async fn describe(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Description> {
+        Ok(self.pod.sandbox()?.describe())
+    }
+
+    async fn metrics(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<MetricsResponse> {
+        let sandbox = self.pod.sandbox()?;
+        let mut families = telemetry::of_shim(&sandbox.stages().list());
+        // A VM that is ending has no counters any more.
+        if let Ok(stats) = sandbox.vm().stats().await {
+            families.extend(telemetry::of_vmm(&stats));
+        }
+        Ok(MetricsResponse {
+            families,
+            ..Default::default()
+        })
+    }
+
+    async fn kernel_log(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<KernelLogResponse> {
+        Ok(KernelLogResponse {
+            text: self.pod.sandbox()?.vm().kernel_log().await?,
+            ..Default::default()
+        })
+    }
+}
