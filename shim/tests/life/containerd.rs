@@ -127,6 +127,14 @@ impl Node {
             .collect()
     }
 
+    /// What was kept of sandboxes that died, one after the other.
+    pub fn obituaries(&self) -> String {
+        shim::host::dead::list(&self.path("data"))
+            .iter()
+            .map(|dead| fs::read_to_string(&dead.path).unwrap())
+            .collect()
+    }
+
     /// How many image blobs there are.
     pub fn blobs(&self) -> usize {
         self.blob_paths().len()
@@ -149,6 +157,15 @@ impl Node {
             .env("TTRPC_ADDRESS", self.path("events.sock"))
             .env("JOEY_CONFIG", self.path("config.toml"))
             .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs the operator's tool.
+    pub fn joeyctl(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_joeyctl"))
+            .args(arguments)
+            .env("JOEY_CONFIG", self.path("config.toml"))
             .output()
             .unwrap()
     }
@@ -218,7 +235,9 @@ impl Node {
         };
         let state: Vec<_> = list("state");
         assert!(
-            state.iter().all(|name| name == "uids.lock"),
+            state
+                .iter()
+                .all(|name| ["uids.lock", "reconcile.lock"].contains(&name.as_str())),
             "left in the state directory: {state:?}"
         );
         assert!(

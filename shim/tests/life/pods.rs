@@ -9,9 +9,12 @@ use containerd_shim_protos::api::{
 };
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::shim_async::Client;
 use containerd_shim_protos::ttrpc::{self, Code};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use protocol::shim::Empty;
+use protocol::shim_ttrpc::ShimClient;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
@@ -20,11 +23,14 @@ use crate::Test;
 use crate::containerd::{Node, PATIENCE, Shim, call, container_spec, read_all, sandbox_spec};
 
 /// All of them.
-pub const TESTS: [Test; 10] = [
+pub const TESTS: [Test; 13] = [
     ("a_pod_lives_and_leaves_nothing", || run(lives())),
     ("events_keep_containerds_order", || run(order())),
     ("an_exec_reads_what_the_client_types", || run(exec())),
     ("the_vms_death_ends_everything", || run(vm_death())),
+    ("a_lost_guest_is_buried_with_its_log", || run(lost())),
+    ("a_hung_guest_does_not_outlive_its_stop", || run(hung())),
+    ("the_nodes_tools_are_told", || run(told())),
     ("a_killed_shim_is_cleaned_up_after", || run(shim_death())),
     (
         "errors_reach_the_caller_and_leave_nothing",
@@ -287,6 +293,86 @@ async fn vm_death() {
     end(&node, shim).await;
 }
 
+/// What a guest says last is in the error and in a file, whatever ends it.
+async fn lost() {
+    let node = Node::new("").await;
+    let (mut shim, mut vmm) = pod(&node).await;
+    for (does, reason) in [
+        ("panic", "guest panic"),
+        ("leave", "the guest's agent is gone"),
+        ("die", "the VMM has died"),
+    ] {
+        let spec = container_spec(json!([does]), Some(vmm));
+        create(&node, &shim, "c3", &spec, "").await.unwrap();
+        shim.start("c3", "").await.unwrap_err();
+        assert_eq!(shim.wait("c3", "").await, 137);
+        end(&node, shim).await;
+        let kept = node.obituaries();
+        assert!(kept.contains(reason), "{does}: {kept}");
+        assert_eq!(
+            kept.contains("the kernel said this"),
+            does != "die",
+            "{kept}"
+        );
+        fs::remove_dir_all(node.bundle_dir("c3")).unwrap();
+        (shim, vmm) = pod_again(&node).await;
+    }
+    // An end that was asked for is no death.
+    let kept = node.obituaries();
+    end(&node, shim).await;
+    assert_eq!(node.obituaries(), kept);
+}
+
+async fn hung() {
+    let node = Node::new("").await;
+    let (shim, vmm) = pod(&node).await;
+    let spec = container_spec(json!(["sleep"]), Some(vmm));
+    create(&node, &shim, "c1", &spec, "").await.unwrap();
+    shim.start("c1", "").await.unwrap();
+    kill(Pid::from_raw(vmm as i32), Signal::SIGSTOP).unwrap();
+    // containerd's stop: a signal, the grace period, another.
+    shim.kill("c1", 15).await.unwrap();
+    shim.kill("c1", 9).await.unwrap();
+    let (container, sandbox) = tokio::join!(shim.wait("c1", ""), shim.wait("s1", ""));
+    assert_eq!((container, sandbox), (137, 137));
+    shim.delete("c1", "").await.unwrap();
+    shim.delete("s1", "").await.unwrap();
+    shim.shutdown("s1").await;
+    assert_eq!(
+        node.events()[4..],
+        ["exit c1 137", "exit s1 137", "delete", "delete"]
+    );
+    let kept = node.obituaries();
+    assert!(kept.contains("the guest hangs"), "{kept}");
+    node.assert_clean("s1");
+}
+
+async fn told() {
+    let node = Node::new("").await;
+    let (shim, vmm) = pod(&node).await;
+    let spec = container_spec(json!(["sleep"]), Some(vmm));
+    create(&node, &shim, "c1", &spec, "").await.unwrap();
+    shim.start("c1", "").await.unwrap();
+    let tools = ShimClient::new(Client::connect(&shim.address).await.unwrap());
+    let told = tools.describe(call(), &Empty::new()).await.unwrap();
+    assert_eq!(told.state, "running");
+    assert_eq!(told.containers.len(), 1);
+    assert_eq!(told.containers[0].id, "c1");
+    assert_eq!(told.containers[0].state, "running");
+    let metrics = tools.metrics(call(), &Empty::new()).await.unwrap();
+    let names: Vec<_> = metrics
+        .families
+        .iter()
+        .map(|family| family.name.as_str())
+        .collect();
+    for name in ["joey_shim_requests_total", "joey_vmm_net_sent_bytes_total"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    let log = tools.kernel_log(call(), &Empty::new()).await.unwrap();
+    assert_eq!(log.text, "[    1.000000] the kernel said this\n");
+    end(&node, shim).await;
+}
+
 async fn pod_again(node: &Node) -> (Shim, u32) {
     fs::remove_dir_all(node.bundle_dir("s1")).unwrap();
     pod(node).await
@@ -295,12 +381,7 @@ async fn pod_again(node: &Node) -> (Shim, u32) {
 async fn shim_death() {
     let node = Node::new("").await;
     let (shim, vmm) = pod(&node).await;
-    let connect = ConnectRequest {
-        id: "s1".into(),
-        ..Default::default()
-    };
-    let pid = shim.task.connect(call(), &connect).await.unwrap().shim_pid;
-    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    kill_shim(&shim, vmm).await;
     let output = node.shim("s1", "delete");
     assert!(
         output.status.success() && output.stderr.is_empty(),
@@ -309,6 +390,35 @@ async fn shim_death() {
     let response = DeleteResponse::parse_from_bytes(&output.stdout).unwrap();
     assert_eq!((response.pid, response.exit_status), (vmm, 137));
     node.assert_clean("s1");
+
+    // Nobody asks for its removal, as after a crash of containerd too.
+    let (shim, vmm) = pod_again(&node).await;
+    kill_shim(&shim, vmm).await;
+    let output = node.joeyctl(&["reconcile"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("test/s1"),
+        "{output:?}"
+    );
+    fs::remove_file(shim.address.trim_start_matches("unix://")).unwrap();
+    node.assert_clean("s1");
+}
+
+/// Kills the shim, and stops its VMM: one that hangs does not even notice that its owner
+/// is gone.
+async fn kill_shim(shim: &Shim, vmm: u32) {
+    let connect = ConnectRequest {
+        id: "s1".into(),
+        ..Default::default()
+    };
+    let pid = shim.task.connect(call(), &connect).await.unwrap().shim_pid;
+    kill(Pid::from_raw(vmm as i32), Signal::SIGSTOP).unwrap();
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    // It is nobody's child here, and gone when its socket takes no more.
+    let path = shim.address.trim_start_matches("unix://").to_owned();
+    while std::os::unix::net::UnixStream::connect(&path).is_ok() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }
 
 async fn errors() {

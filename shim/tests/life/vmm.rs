@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use async_trait::async_trait;
 use containerd_shim_protos::api as task;
@@ -25,6 +25,9 @@ use tokio::sync::{Notify, mpsc, watch};
 use vmm::channel::Channel;
 use vmm::{Action, Reply};
 
+/// Where the VMM says things unasked.
+static EVENTS: OnceLock<File> = OnceLock::new();
+
 /// Runs until the owner is gone or a container asks for the VM's death.
 pub fn run() {
     let control = Channel::new(vmm::sys::inherited(3).expect("control socket"));
@@ -39,7 +42,14 @@ pub fn run() {
     control.send(&Reply::Done, &[]).unwrap();
     std::thread::spawn(move || {
         while let Ok((action, _)) = control.receive::<Action>() {
-            control.send(&Reply::Done, &[]).unwrap();
+            let reply = match action {
+                Action::KernelLog => {
+                    Reply::KernelLog("[    1.000000] the kernel said this\n".into())
+                }
+                Action::Stats => Reply::Stats(Box::default()),
+                _ => Reply::Done,
+            };
+            control.send(&reply, &[]).unwrap();
             if action == Action::Shutdown {
                 break;
             }
@@ -47,6 +57,7 @@ pub fn run() {
         std::process::exit(0);
     });
     events.write_all(b"\"ready\"\n").unwrap();
+    EVENTS.set(events).unwrap();
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -67,7 +78,15 @@ async fn serve(listener: StdListener) {
         .register_service(create_guest(service));
     server.start().await.unwrap();
     loop {
-        let (mut stream, _) = listener.accept().await.unwrap();
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = agent.0.leaves.notified() => {
+                server.disconnect().await;
+                // The VMM does not notice.
+                return std::future::pending().await;
+            }
+        };
+        let (mut stream, _) = accepted.unwrap();
         let mut line = Vec::new();
         while !line.ends_with(b"\n") {
             line.push(stream.read_u8().await.unwrap());
@@ -118,6 +137,7 @@ struct State {
     processes: Mutex<HashMap<(String, String), Process>>,
     streams: Mutex<HashMap<u64, UnixStream>>,
     arrived: Notify,
+    leaves: Notify,
     events: watch::Sender<Vec<event::Kind>>,
     pid: AtomicU32,
 }
@@ -233,6 +253,15 @@ impl Task for Agent {
             "exit" => self.exited(&r.id, &r.exec_id, pid, process.args[1].parse().unwrap()),
             "sleep" => {}
             "die" => std::process::exit(1),
+            "leave" => {
+                self.0.leaves.notify_one();
+                std::future::pending::<()>().await;
+            }
+            "panic" => {
+                let stopped = b"{\"stopped\":{\"reason\":\"guest panic\"}}\n";
+                EVENTS.get().unwrap().write_all(stopped).unwrap();
+                std::future::pending::<()>().await;
+            }
             "echo" => {
                 let mut stdout = self.stream(&process.stdout).await;
                 stdout.write_all(process.args[1].as_bytes()).await.unwrap();

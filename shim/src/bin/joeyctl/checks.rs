@@ -11,7 +11,7 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 use shim::config::Config;
 use shim::error::chain;
-use shim::host::{cgroup, files};
+use shim::host::{cgroup, files, remains};
 use vmm::probe::{self, Outcome};
 
 use crate::doctor::Finding::{self, Bad, Good, Poor};
@@ -271,6 +271,23 @@ pub fn state_dir(dir: &Path) -> Finding {
             "{}: {error}; set `state_dir` to a directory that can be written",
             dir.display()
         )),
+    }
+}
+
+/// Whether a crash or a reboot left something.
+pub fn remains(config: &Config) -> Finding {
+    if !config.state_dir.exists() {
+        return Good("no pod has run since this host was booted".into());
+    }
+    match remains::reconcile(config, false) {
+        Ok(None) => Good("being looked for by a shim".into()),
+        Ok(Some(findings)) if findings.is_empty() => Good("nothing is left behind".into()),
+        Ok(Some(findings)) => Poor(format!(
+            "{} things were left behind, such as {}: `joeyctl reconcile` removes them",
+            findings.len(),
+            findings[0].what
+        )),
+        Err(error) => Poor(format!("cannot look for what was left behind: {error}")),
     }
 }
 

@@ -51,6 +51,7 @@ pub fn run(config: Option<&Path>) -> ExitCode {
         ("data directory", checks::data_dir(&config.data_dir)),
         ("state directory", checks::state_dir(&config.state_dir)),
         ("shim", checks::shim_binary()),
+        ("remains", checks::remains(&config)),
     ]);
 
     let mut failed = false;

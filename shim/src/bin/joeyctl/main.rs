@@ -2,11 +2,19 @@
 
 mod checks;
 mod doctor;
+mod logs;
+mod metrics;
+mod node;
+mod ps;
+mod reconcile;
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+use shim::config::Config;
 
 /// Looks after pods in microVMs.
 #[derive(Parser)]
@@ -24,11 +32,59 @@ enum Command {
     /// Checks whether this host can run pods in microVMs, and says what to do
     /// where it cannot. Exits with 1 if something fails. Run it as root.
     Doctor,
+    /// Lists the sandboxes of this node.
+    Ps {
+        /// All that is known, as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints what a sandbox's guest kernel and agent have said, or lists what is kept
+    /// of sandboxes that died.
+    Logs {
+        /// The start of its id, or the name of its pod.
+        sandbox: Option<String>,
+    },
+    /// Prints the metrics of all sandboxes for Prometheus.
+    Metrics {
+        /// Serves them over HTTP there instead, such as 127.0.0.1:9180.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<SocketAddr>,
+    },
+    /// Removes what a crash or a reboot left: sandboxes without a shim, unfinished files.
+    /// Shims do the same now and then.
+    Reconcile {
+        /// Only says what there is.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match cli.command {
         Command::Doctor => doctor::run(cli.config.as_deref()),
+        other => match run(other, cli.config.as_deref()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("joeyctl: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(command: Command, config: Option<&Path>) -> anyhow::Result<()> {
+    let config = config.map_or_else(Config::load, Config::read);
+    let config = config.context("`joeyctl doctor` tells more")?;
+    match command {
+        Command::Doctor => Ok(()),
+        Command::Ps { json } => ps::run(&config, json),
+        Command::Logs { sandbox: None } => logs::list(&config),
+        Command::Logs { sandbox: Some(id) } => logs::show(&config, &id),
+        Command::Metrics { listen: None } => metrics::print(&config),
+        Command::Metrics {
+            listen: Some(address),
+        } => metrics::serve(&config, address),
+        Command::Reconcile { dry_run } => reconcile::run(&config, dry_run),
     }
 }

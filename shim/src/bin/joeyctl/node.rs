@@ -1,0 +1,71 @@
+//! The sandboxes of this node, as their records tell, and their shims.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use containerd_shim_protos::shim_async::Client;
+use protocol::shim_ttrpc::ShimClient;
+use shim::host::record::{self, Record};
+use tokio::time::timeout;
+use ttrpc::context;
+
+/// How long a shim may take to answer.
+pub const ANSWER_TIME: Duration = Duration::from_secs(3);
+
+/// The records of all sandboxes, in order of namespace and id.
+pub fn sandboxes(state_dir: &Path) -> Vec<Record> {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    let mut records: Vec<_> = entries(state_dir)
+        .flat_map(|namespace| entries(&namespace.path()))
+        .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+        // One that is unreadable is what `joeyctl reconcile` is for.
+        .filter_map(|entry| record::read(&entry.path()).ok().flatten())
+        .collect();
+    records.sort_by(|a, b| (&a.namespace, &a.id).cmp(&(&b.namespace, &b.id)));
+    records
+}
+
+/// The sandbox whose id starts with `id`, or that is of the pod of this name; `None`:
+/// there is none.
+///
+/// # Errors
+/// When there are several.
+pub fn find(state_dir: &Path, id: &str) -> anyhow::Result<Option<Record>> {
+    let mut found: Vec<_> = sandboxes(state_dir)
+        .into_iter()
+        .filter(|record| record.id.starts_with(id) || record.pod == id)
+        .collect();
+    if found.len() > 1 {
+        bail!(
+            "{} sandboxes are called {id}: give more of the id",
+            found.len()
+        );
+    }
+    Ok(found.pop())
+}
+
+/// A connection to a sandbox's shim.
+pub async fn connect(record: &Record) -> anyhow::Result<ShimClient> {
+    let address = format!("unix://{}", record.socket.display());
+    let client = timeout(ANSWER_TIME, Client::connect(&address))
+        .await
+        .context("the shim does not answer")?
+        .with_context(|| format!("cannot reach the shim at {address}"))?;
+    Ok(ShimClient::new(client))
+}
+
+/// The context of a call.
+pub fn call() -> context::Context {
+    context::with_duration(ANSWER_TIME)
+}
+
+/// Runs a command that asks shims.
+pub fn run<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(command)
+}
