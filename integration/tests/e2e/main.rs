@@ -6,6 +6,7 @@ mod bad_input;
 mod cri;
 mod exec;
 mod leaks;
+mod life;
 mod network;
 mod pods;
 mod storage;
@@ -26,6 +27,7 @@ fn main() {
         storage::trials(),
         network::trials(),
         volumes::trials(),
+        life::trials(),
     ];
     let before = (!arguments.list).then(|| {
         cri::prepare();

@@ -1,0 +1,251 @@
+//! Ends that nobody asked for: each is seen, reported as the right exit, explained, and
+//! leaves nothing.
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::cri::{BUSYBOX, Container, Pod, fails, run, sh};
+use crate::leaks;
+use crate::trial;
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial("life::killed_vmm_ends_its_pod", killed_vmm_ends_its_pod),
+        trial("life::killed_shim_ends_its_pod", killed_shim_ends_its_pod),
+        trial("life::hung_guest_is_killed", hung_guest_is_killed),
+        trial("life::guest_panic_is_explained", guest_panic_is_explained),
+        trial(
+            "life::guest_without_an_agent_is_explained",
+            guest_without_an_agent_is_explained,
+        ),
+        trial("life::remains_are_removed", remains_are_removed),
+        trial("life::node_tools_tell", node_tools_tell),
+        trial(
+            "life::exec_into_a_stopped_container",
+            exec_into_a_stopped_container,
+        ),
+    ]
+}
+
+/// The VMM's pid on the host.
+fn vmm(pod: &Pod) -> u64 {
+    pod.inspect()["info"]["pid"].as_u64().expect("a pid")
+}
+
+/// Waits until containerd knows that the pod has ended.
+fn wait_not_ready(pod: &Pod) {
+    sh(&format!(
+        "for i in $(seq 600); do [ $(crictl inspectp -o json {0} | jq -r .status.state) = SANDBOX_NOTREADY ] && exit 0; sleep 0.1; done; exit 1",
+        pod.id
+    ));
+}
+
+fn ended_by(container: &Container, pod: &Pod, status: i64) {
+    assert_eq!(container.wait(), status);
+    wait_not_ready(pod);
+}
+
+/// What is kept of a pod that died.
+fn obituary(pod: &Pod) -> String {
+    sh(&format!("joeyctl logs {}", pod.id))
+}
+
+fn killed_vmm_ends_its_pod() {
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        let container = pod.start(BUSYBOX, &["sleep", "1000"]);
+        sh(&format!("kill -9 {}", vmm(&pod)));
+        ended_by(&container, &pod, 137);
+        assert!(obituary(&pod).contains("the VMM has died"));
+        // Its log line can be found by the sandbox's id.
+        sh(&format!(
+            "grep 'the sandbox has died' /var/log/containerd.log | grep -q sandbox={}",
+            pod.id
+        ));
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn killed_shim_ends_its_pod() {
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        let container = pod.start(BUSYBOX, &["sleep", "1000"]);
+        let vmm = vmm(&pod);
+        // A VMM that hangs does not even notice that its owner is gone.
+        sh(&format!(
+            "shim=$(awk '/^PPid/{{print $2}}' /proc/{vmm}/status); kill -STOP {vmm}; kill -9 $shim"
+        ));
+        ended_by(&container, &pod, 137);
+        assert_ne!(run(&format!("kill -0 {vmm}")).status, 0, "the VMM lives");
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn hung_guest_is_killed() {
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        let container = pod.start(BUSYBOX, &["sleep", "1000"]);
+        sh(&format!("kill -STOP {}", vmm(&pod)));
+        sh(&format!("crictl stop -t 1 {}", container.id));
+        ended_by(&container, &pod, 137);
+        assert!(obituary(&pod).contains("the guest hangs"));
+        sh(&format!("crictl stopp {}", pod.id));
+    }
+    // Without a stop of its container before.
+    {
+        let pod = Pod::run();
+        let _container = pod.start(BUSYBOX, &["sleep", "1000"]);
+        sh(&format!("kill -STOP {}", vmm(&pod)));
+        sh(&format!("crictl stopp {}", pod.id));
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+/// A privileged container tells its kernel to panic where others kill a process.
+fn guest_panic_is_explained() {
+    let before = leaks::snapshot();
+    {
+        let privileged = json!({"linux": {"security_context": {"privileged": true}}});
+        let pod = Pod::with("joey", privileged);
+        let container = pod.create(
+            BUSYBOX,
+            json!({
+                "command": ["sh", "-c", "echo 2 > /proc/sys/vm/panic_on_oom && head -c 100m /dev/zero | tail"],
+                "linux": {
+                    "resources": {"memory_limit_in_bytes": 16 << 20},
+                    "security_context": {"privileged": true},
+                },
+            }),
+        );
+        sh(&format!("crictl start {}", container.id));
+        ended_by(&container, &pod, 137);
+        let said = obituary(&pod);
+        for part in [
+            "guest panic",
+            "Linux version",
+            "Kernel panic - not syncing",
+            "panic_on_oom",
+        ] {
+            assert!(said.contains(part), "no {part:?} in: {said}");
+        }
+        sh(&format!(
+            "grep 'the sandbox has died' /var/log/containerd.log | grep sandbox={} | grep -q 'Kernel panic'",
+            pod.id
+        ));
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+/// An archive that holds nothing: the kernel finds no init, and panics.
+fn guest_without_an_agent_is_explained() {
+    let before = leaks::snapshot();
+    let agent = "/usr/local/share/joey/agent.cpio";
+    let zeros = |fields: usize| "0".repeat(8 * fields);
+    let header = format!("070701{}00000001{}0000000b{}", zeros(4), zeros(6), zeros(1));
+    sh(&format!(
+        "mv {agent} {agent}.away && printf '{header}TRAILER!!!\\0\\0\\0\\0' > {agent}"
+    ));
+    let config = Pod::write_config(json!({}));
+    let said = fails(&format!("timeout 100 crictl runp --runtime joey {config}"));
+    sh(&format!("mv {agent}.away {agent}"));
+    for part in [
+        "did not answer: guest panic",
+        "/var/lib/joey/dead/",
+        "Kernel panic",
+    ] {
+        assert!(said.contains(part), "no {part:?} in: {said}");
+    }
+    sh("crictl pods -q --state NotReady | xargs -r crictl rmp -f");
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn remains_are_removed() {
+    let pod = Pod::run();
+    let container = pod.start(BUSYBOX, &["sleep", "1000"]);
+    sh("joeyctl reconcile");
+    assert_eq!(sh("joeyctl reconcile --dry-run"), "nothing is left behind");
+    let state = "/run/joey/k8s.io/crashed";
+    let partial = "/var/lib/joey/layers/0123456789abcdef.partial";
+    sh(&format!(
+        "mkdir {state} && echo '{{}}' > {state}/sandbox.json && touch {partial}"
+    ));
+    let doctor = sh("joeyctl doctor");
+    assert!(
+        doctor.contains("warn  remains") && doctor.contains("joeyctl reconcile"),
+        "{doctor}"
+    );
+    let found = sh("joeyctl reconcile --dry-run");
+    assert!(found.contains(state) && found.contains(partial), "{found}");
+    sh(&format!("test -e {state} && test -e {partial}"));
+    let removed = sh("joeyctl reconcile");
+    assert!(
+        removed.contains(state) && removed.contains(partial),
+        "{removed}"
+    );
+    sh(&format!("test ! -e {state} && test ! -e {partial}"));
+    // What lives goes on.
+    assert_eq!(container.sh("echo alive"), "alive");
+}
+
+fn node_tools_tell() {
+    let pod = Pod::run();
+    let container = pod.start(BUSYBOX, &["sleep", "1000"]);
+    let rows: Value = serde_json::from_str(&sh("joeyctl ps --json")).expect("JSON");
+    let rows = rows.as_array().expect("rows");
+    let row = rows
+        .iter()
+        .find(|row| row["id"] == pod.id.as_str())
+        .expect("its row");
+    assert_eq!(row["state"], "running");
+    assert_eq!(row["pod_namespace"], "test");
+    assert_eq!(row["vmm_pid"].as_u64(), Some(vmm(&pod)));
+    assert_eq!(row["containers"][0]["id"], container.id.as_str());
+    assert_eq!(row["containers"][0]["state"], "running");
+    for (key, least, most) in [
+        ("guest_bytes", 4 << 20, 300 << 20),
+        ("vmm_bytes", 1, 5 << 20),
+        ("shim_bytes", 1, 5 << 20),
+    ] {
+        let bytes = row[key].as_u64().expect(key);
+        assert!((least..most).contains(&bytes), "{key}: {bytes}");
+    }
+    let listed = sh("joeyctl ps");
+    assert!(listed.contains(&pod.id[..13]), "{listed}");
+
+    // The log of a guest that lives.
+    let log = sh(&format!("joeyctl logs {}", pod.id));
+    assert!(log.contains("Linux version 6.12"), "{log}");
+
+    let metrics = sh("joeyctl metrics");
+    for part in [
+        format!(
+            "joey_sandbox_up{{namespace=\"k8s.io\",sandbox=\"{}\"",
+            pod.id
+        ),
+        "# TYPE joey_vmm_net_sent_bytes_total counter".into(),
+        "joey_shim_requests_total{".into(),
+        "joey_node_sandbox_start_stage_seconds_bucket{stage=\"boot\"".into(),
+    ] {
+        assert!(metrics.contains(&part), "no {part} in: {metrics}");
+    }
+    let served = sh(
+        "joeyctl metrics --listen 127.0.0.1:9180 2>/tmp/metrics.log & server=$!
+        for i in $(seq 100); do curl -fs http://127.0.0.1:9180/metrics && break; sleep 0.1; done
+        kill $server",
+    );
+    assert!(served.contains("joey_node_sandboxes "), "{served}");
+}
+
+fn exec_into_a_stopped_container() {
+    let pod = Pod::run();
+    let container = pod.start(BUSYBOX, &["true"]);
+    assert_eq!(container.wait(), 0);
+    let said = fails(&format!("crictl exec {} true", container.id));
+    assert!(
+        said.contains("not running") || said.contains("CONTAINER_EXITED"),
+        "{said}"
+    );
+}
