@@ -11,7 +11,7 @@ pub const DEFAULT_PATH: &str = "/etc/joey/config.toml";
 /// Environment variable that names another file.
 pub const PATH_VARIABLE: &str = "JOEY_CONFIG";
 
-/// Most memory and vCPUs that the VMM takes.
+/// Most vCPUs that the VMM takes.
 const MAX_VCPUS: u8 = 32;
 const MIN_MEMORY_MIB: u32 = 64;
 const MIN_SCRATCH_MIB: u64 = 16;
@@ -35,11 +35,12 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Guest memory of a pod, in MiB, on top of the pod's own memory limit.
     pub memory_mib: u32,
-    /// Upper bound of a guest's memory in MiB, whatever the pod asks for.
+    /// Upper bound of a guest's memory in MiB, whatever the pod asks for; 0: what
+    /// the host has.
     pub max_memory_mib: u32,
     /// vCPUs of a pod without a CPU limit.
     pub vcpus: u8,
-    /// Upper bound of a pod's vCPUs.
+    /// Upper bound of a pod's vCPUs; 0: as many as the host has processors.
     pub max_vcpus: u8,
     /// Size of a pod's scratch disk in MiB. It is sparse: only what the pod
     /// writes is used.
@@ -63,9 +64,9 @@ impl Default for Config {
             state_dir: "/run/joey".into(),
             data_dir: "/var/lib/joey".into(),
             memory_mib: 256,
-            max_memory_mib: 65536,
+            max_memory_mib: 0,
             vcpus: 1,
-            max_vcpus: MAX_VCPUS,
+            max_vcpus: 0,
             scratch_mib: 10240,
             uid_base: 1_885_000_000,
             uid_count: 65536,
@@ -161,6 +162,23 @@ impl Config {
         Ok(config)
     }
 
+    /// Most memory that a guest gets, in MiB: what the operator says, else what the
+    /// host has. Never less than a pod without a limit gets.
+    pub fn guest_memory_mib(&self) -> u32 {
+        match self.max_memory_mib {
+            0 => host_memory_mib().max(self.memory_mib),
+            max => max,
+        }
+    }
+
+    /// Most vCPUs that a guest gets: what the operator says, else what the host has.
+    pub fn guest_vcpus(&self) -> u8 {
+        match self.max_vcpus {
+            0 => host_cpus().min(MAX_VCPUS).max(self.vcpus),
+            max => max,
+        }
+    }
+
     fn check(&self, origin: &str) -> Result<(), ConfigError> {
         let wrong = |key, value: &dyn ToString, must: String| {
             Err(ConfigError::Value {
@@ -191,21 +209,25 @@ impl Config {
                 format!("{MIN_MEMORY_MIB} or more"),
             );
         }
-        if self.max_memory_mib < self.memory_mib {
+        if self.max_memory_mib != 0 && self.max_memory_mib < self.memory_mib {
             return wrong(
                 "max_memory_mib",
                 &self.max_memory_mib,
-                format!("memory_mib ({}) or more", self.memory_mib),
+                format!("memory_mib ({}) or more, or 0", self.memory_mib),
             );
         }
-        if !(1..=MAX_VCPUS).contains(&self.max_vcpus) {
-            return wrong("max_vcpus", &self.max_vcpus, format!("1 to {MAX_VCPUS}"));
+        if self.max_vcpus > MAX_VCPUS {
+            return wrong("max_vcpus", &self.max_vcpus, format!("0 to {MAX_VCPUS}"));
         }
-        if !(1..=self.max_vcpus).contains(&self.vcpus) {
+        let max_vcpus = match self.max_vcpus {
+            0 => MAX_VCPUS,
+            max => max,
+        };
+        if !(1..=max_vcpus).contains(&self.vcpus) {
             return wrong(
                 "vcpus",
                 &self.vcpus,
-                format!("1 to max_vcpus ({})", self.max_vcpus),
+                format!("1 to max_vcpus ({max_vcpus})"),
             );
         }
         if self.scratch_mib < MIN_SCRATCH_MIB {
@@ -232,6 +254,23 @@ impl Config {
         }
         Ok(())
     }
+}
+
+fn host_memory_mib() -> u32 {
+    let table = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib: Option<u64> = table
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next())
+        .and_then(|kib| kib.parse().ok());
+    // Without a number there is no bound but that of the field.
+    kib.map_or(u32::MAX, |kib| u32::try_from(kib >> 10).unwrap_or(u32::MAX))
+}
+
+fn host_cpus() -> u8 {
+    // Not what this process may use: that is the pod's limit, or containerd's.
+    let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN);
+    let online = online.ok().flatten().unwrap_or(1);
+    u8::try_from(online.max(1)).unwrap_or(u8::MAX)
 }
 
 #[cfg(test)]
@@ -291,6 +330,27 @@ mod tests {
                 other => panic!("{text}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_guest_is_not_larger_than_the_host_unless_the_operator_says_so() {
+        let config = Config::default();
+        assert_eq!(
+            config.guest_memory_mib(),
+            host_memory_mib().max(config.memory_mib)
+        );
+        assert_eq!(config.guest_vcpus(), host_cpus().clamp(1, MAX_VCPUS));
+        let config = Config::parse("max_memory_mib = 99999999\nmax_vcpus = 32", "c").unwrap();
+        assert_eq!(
+            (config.guest_memory_mib(), config.guest_vcpus()),
+            (99_999_999, 32)
+        );
+        // What every pod gets must work even on a host that is smaller.
+        let config = Config::parse("memory_mib = 4000000000\nvcpus = 32", "c").unwrap();
+        assert_eq!(
+            (config.guest_memory_mib(), config.guest_vcpus()),
+            (4_000_000_000, 32)
+        );
     }
 
     #[test]

@@ -14,6 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use crate::error::Error;
+
 /// How long a connection into the guest may take.
 const CONNECT_TIME: Duration = Duration::from_secs(20);
 
@@ -23,6 +25,8 @@ const CALL_TIME: Duration = Duration::from_secs(300);
 
 /// How long the agent may take over a question.
 const QUESTION_TIME: Duration = Duration::from_secs(10);
+/// Largest payload of a call: a message has 4 MiB at most, its envelope included.
+const MAX_PAYLOAD: usize = (4 << 20) - (64 << 10);
 
 /// Longest answer of the VMM to a CONNECT, in bytes: "OK ", a port, a newline.
 const MAX_GREETING: usize = 32;
@@ -148,6 +152,20 @@ impl Guest {
             vsock,
         })
     }
+}
+
+/// Refuses what does not fit into one call; `what` names it.
+///
+/// # Errors
+/// When it is too large.
+pub fn check_size(size: usize, what: &str) -> Result<(), Error> {
+    if size > MAX_PAYLOAD {
+        return Err(Error::Invalid(format!(
+            "{what}: {size} bytes, and at most {MAX_PAYLOAD} reach the guest; put large data \
+             into the image or a volume"
+        )));
+    }
+    Ok(())
 }
 
 /// The context of a call that ends at some time.

@@ -71,6 +71,8 @@ pub struct Size {
 impl Size {
     /// By the pod's limits: those that containerd was told for the sandbox, or
     /// those of the one container. Without limits: the configuration's defaults.
+    /// A limit is no request, so one that is above what the host has is lawful, and
+    /// gets what there is.
     pub fn of(spec: &Spec, config: &Config) -> Self {
         let number = |key| -> Option<i64> { annotation(spec, key)?.parse().ok() };
         let resources = spec
@@ -93,13 +95,24 @@ impl Size {
                 .filter(|limit| *limit > 0)
         };
         let limit_mib = positive(memory).map_or(0, |bytes| bytes.div_ceil(1 << 20));
-        let memory_mib =
-            (u64::from(config.memory_mib) + limit_mib).min(u64::from(config.max_memory_mib)) as u32;
-        let vcpus = positive(quota).map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period));
-        Self {
-            memory_mib,
-            vcpus: vcpus.clamp(1, u64::from(config.max_vcpus)) as u8,
+        let wanted_mib = u64::from(config.memory_mib) + limit_mib;
+        let wanted_vcpus =
+            positive(quota).map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period));
+        let memory_mib = u64::from(config.guest_memory_mib()).min(wanted_mib) as u32;
+        let vcpus = wanted_vcpus.clamp(1, u64::from(config.guest_vcpus())) as u8;
+        if wanted_mib > u64::from(memory_mib) {
+            tracing::warn!(
+                "the pod's limits make a VM of {wanted_mib} MiB; it gets {memory_mib} MiB, the \
+                 most that the host or max_memory_mib allows"
+            );
         }
+        if wanted_vcpus > u64::from(vcpus) {
+            tracing::warn!(
+                "the pod's limits make a VM of {wanted_vcpus} CPUs; it gets {vcpus}, the most \
+                 that the host or max_vcpus allows"
+            );
+        }
+        Self { memory_mib, vcpus }
     }
 }
 
@@ -257,7 +270,12 @@ mod tests {
     }
 
     fn size(annotations: serde_json::Value) -> (u32, u8) {
-        let size = Size::of(&spec(annotations), &Config::default());
+        let config = Config {
+            max_memory_mib: 65536,
+            max_vcpus: 32,
+            ..Config::default()
+        };
+        let size = Size::of(&spec(annotations), &config);
         (size.memory_mib, size.vcpus)
     }
 

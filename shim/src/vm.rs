@@ -74,11 +74,13 @@ pub struct Vm {
     config: Arc<Config>,
     pid: u32,
     vsock: Vsock,
-    vcpus: u8,
+    size: Size,
     cgroup: Cgroup,
     log: VmmLog,
     /// Set once, by whoever first finds that the guest is lost.
     death: tokio::sync::OnceCell<String>,
+    /// The cgroup that this process was in before it moved into the pod's.
+    home: Mutex<Option<PathBuf>>,
     endpoint: Option<Endpoint>,
     parts: Mutex<Option<Parts>>,
     released: AtomicBool,
@@ -161,8 +163,9 @@ impl Vm {
             death: tokio::sync::OnceCell::new(),
             pid: process.vmm.pid(),
             vsock: Vsock::new(state.socket_path(VSOCK)),
-            vcpus: plan.size.vcpus,
+            size: plan.size,
             cgroup: process.cgroup,
+            home: Mutex::new(None),
             endpoint: attachment
                 .as_ref()
                 .map(|attachment| attachment.endpoint().clone()),
@@ -379,9 +382,46 @@ impl Vm {
         self.endpoint.as_ref()
     }
 
-    /// vCPUs that the guest may bring online.
-    pub fn vcpus(&self) -> u8 {
-        self.vcpus
+    /// How large it is.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Moves this process into the pod's cgroup, beside the VMM. Nobody waits for
+    /// it: the kernel takes its time, and a pod does not start for the sake of its
+    /// accounts. Blocks.
+    pub fn adopt_shim(&self) {
+        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        // Under the lock, so that a move is never missed by `release`.
+        if home.is_some() || self.released.load(Ordering::Acquire) {
+            return;
+        }
+        match self.cgroup.enter() {
+            Ok(was) => *home = Some(was),
+            Err(error) => tracing::warn!(
+                sandbox = self.id,
+                error = chain(&error),
+                "the pod does not pay for its shim"
+            ),
+        }
+    }
+
+    /// Undoes [`Vm::adopt_shim`].
+    fn return_shim(&self) {
+        let home = self
+            .home
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(home) = home
+            && let Err(error) = Cgroup::leave(&home)
+        {
+            tracing::warn!(
+                sandbox = self.id,
+                error = chain(&error),
+                "leaving the pod's cgroup"
+            );
+        }
     }
 
     /// Shows `length` bytes of a file in the image window.
@@ -479,9 +519,14 @@ impl Vm {
         let Some(parts) = self.parts().take() else {
             return;
         };
-        let cgroup = self.cgroup.clone();
-        let id = self.id.clone();
+        let vm = self.clone();
+        // The move takes as long as the VMM's end; neither needs the other.
+        let returned = spawn_blocking({
+            let vm = self.clone();
+            move || vm.return_shim()
+        });
         let released = spawn_blocking(move || {
+            let id = &vm.id;
             let Parts {
                 vmm,
                 attachment,
@@ -496,13 +541,16 @@ impl Vm {
             {
                 tracing::warn!(sandbox = id, error = chain(&error), "detaching the network");
             }
-            if let Err(error) = cgroup.remove() {
+            // Until the move back is through, the shim is in the way.
+            if let Err(error) = vm.cgroup.remove() {
                 tracing::warn!(sandbox = id, error = chain(&error), "removing the cgroup");
             }
             remove_state(&state);
         });
-        if let Err(error) = released.await {
-            tracing::error!(%error, "taking the VM apart");
+        for step in [returned, released] {
+            if let Err(error) = step.await {
+                tracing::error!(%error, "taking the VM apart");
+            }
         }
     }
 
@@ -636,7 +684,8 @@ fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
 /// Starts the VMM; the other result is where its messages can be read.
 fn spawn_in(binary: &Path, cgroup: &Cgroup) -> Result<(Vmm, OwnedFd)> {
     let open = |path: &Path, error| Error::Failed(format!("{}: {error}", path.display()));
-    let dir = File::open(cgroup.dir()).map_err(|error| open(cgroup.dir(), error))?;
+    let dir = cgroup.vmm_dir();
+    let dir = File::open(&dir).map_err(|error| open(&dir, error))?;
     let (messages, log) = std::io::pipe()
         .map_err(|error| Error::Failed(format!("cannot make a pipe for the VMM: {error}")))?;
     let log = File::from(OwnedFd::from(log));

@@ -1,5 +1,6 @@
 //! The `linux` part of a spec: namespaces, resources and devices.
 
+use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,34 @@ const CHARACTER_MAJORS: [i64; 3] = [1, 5, 136];
 
 /// Misc devices that the guest has too: (major, minor) of TUN and FUSE.
 const MISC_DEVICES: [(i64, i64); 2] = [(10, 200), (10, 229)];
+
+/// Files of a cgroup that a spec may set in the guest. The kubelet's memory QoS and
+/// its grouping of kills come this way.
+const UNIFIED: [&str; 11] = [
+    "cpu.idle",
+    "cpu.max",
+    "cpu.max.burst",
+    "cpu.weight",
+    "cpu.weight.nice",
+    "memory.high",
+    "memory.low",
+    "memory.max",
+    "memory.min",
+    "memory.oom.group",
+    "pids.max",
+];
+
+/// Beginnings of those that are about the host's hardware, or about swap, which a
+/// guest has not: left out, like the fields of the same meaning.
+const UNIFIED_OF_HOST: [&str; 7] = [
+    "cpuset.",
+    "hugetlb.",
+    "io.",
+    "memory.swap.",
+    "memory.zswap.",
+    "misc.",
+    "rdma.",
+];
 
 /// Refuses a sandbox that leaves out a namespace, which means the host's.
 pub(super) fn check_pod_namespaces(linux: &Linux) -> Result<(), SpecError> {
@@ -66,7 +95,7 @@ pub(super) fn edit(
     guest
         .set_namespaces(Some(namespaces))
         .set_devices(Some(devices))
-        .set_resources(resources.map(edit_resources))
+        .set_resources(resources.map(edit_resources).transpose()?)
         .set_cgroups_path(Some(Path::new("/").join(id)))
         .set_sysctl(host.sysctl().clone())
         .set_seccomp(host.seccomp().as_ref().map(edit_seccomp))
@@ -79,13 +108,21 @@ pub(super) fn edit(
 }
 
 /// CPU, memory and process limits hold in the guest as they are. Limits on the
-/// host's disks, huge pages, RDMA devices and network classes do not, nor do the
-/// host's CPU and memory-node numbers.
-pub(super) fn edit_resources(host: &LinuxResources) -> LinuxResources {
+/// host's disks, RDMA devices and network classes do not, nor do the host's CPU and
+/// memory-node numbers. A guest has no swap and no huge pages: limits on swap are
+/// held anyway, and a container that asks for huge pages is refused.
+pub(super) fn edit_resources(host: &LinuxResources) -> Result<LinuxResources, SpecError> {
+    let pages = host.hugepage_limits().iter().flatten();
+    if let Some(page) = pages.into_iter().find(|page| page.limit() > 0) {
+        return Err(SpecError::HugePages(page.page_size().clone()));
+    }
     let mut guest = LinuxResources::default();
-    guest.set_memory(*host.memory());
+    guest.set_memory(host.memory().map(|mut memory| {
+        memory.set_swap(None);
+        memory
+    }));
     guest.set_pids(*host.pids());
-    guest.set_unified(host.unified().clone());
+    guest.set_unified(host.unified().as_ref().map(edit_unified).transpose()?);
     guest.set_cpu(host.cpu().clone().map(|mut cpu| {
         cpu.set_cpus(None);
         cpu.set_mems(None);
@@ -99,7 +136,21 @@ pub(super) fn edit_resources(host: &LinuxResources) -> LinuxResources {
             .cloned()
             .collect()
     }));
-    guest
+    Ok(guest)
+}
+
+/// The files of a cgroup that a spec may name itself: those that mean in the guest
+/// what they mean on the host.
+fn edit_unified(host: &HashMap<String, String>) -> Result<HashMap<String, String>, SpecError> {
+    let mut guest = HashMap::new();
+    for (file, value) in host {
+        if UNIFIED.contains(&file.as_str()) {
+            guest.insert(file.clone(), value.clone());
+        } else if !UNIFIED_OF_HOST.iter().any(|part| file.starts_with(part)) {
+            return Err(SpecError::Unified(file.clone()));
+        }
+    }
+    Ok(guest)
 }
 
 fn edit_namespaces(host: &[LinuxNamespace], pod: &Pod) -> Result<Vec<LinuxNamespace>, SpecError> {

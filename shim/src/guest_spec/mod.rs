@@ -5,13 +5,14 @@
 //! where it means nothing there, and refused where dropping it would change
 //! what the pod asked for.
 
+mod arguments;
 mod kubelet;
 mod linux;
 mod mounts;
 
 use std::collections::HashMap;
 
-use oci_spec::runtime::{Hooks, Process, Root, Spec};
+use oci_spec::runtime::{Hooks, LinuxResources, Process, Root, Spec};
 use protocol::guest::File;
 
 use crate::volumes::{DiskSource, VolumeSource};
@@ -64,6 +65,28 @@ pub enum SpecError {
     /// A device node of the host.
     #[error("the host's device {0} cannot be passed into the VM; remove it from the container")]
     Device(String),
+    /// Huge pages of the host.
+    #[error(
+        "the container asks for huge pages of {0}, which a guest does not have; \
+         remove hugepages-* from its limits"
+    )]
+    HugePages(String),
+    /// A file of the container's cgroup that is not known here.
+    #[error("resources.unified names {0}, which is not passed into the VM; remove it")]
+    Unified(String),
+    /// More arguments and environment than a program can be started with.
+    #[error(
+        "argument list too long: {what} has {size} bytes, and Linux starts no program with more \
+         than {limit}; pass the data in a file"
+    )]
+    Arguments {
+        /// Which.
+        what: String,
+        /// How much it is.
+        size: usize,
+        /// How much it may be.
+        limit: usize,
+    },
     /// A mount that has no form in the guest.
     #[error("mount {destination} (from {source_path}): {reason}")]
     Mount {
@@ -146,6 +169,7 @@ pub fn container(spec: &Spec, id: &str, pod: &Pod) -> Result<GuestSpec, SpecErro
         .as_ref()
         .ok_or(SpecError::Missing("process"))?;
 
+    arguments::check(host_process)?;
     let mut wanted = Wanted::default();
     let mounts = mounts::edit(spec.mounts().as_deref().unwrap_or_default(), &mut wanted)?;
     let linux = linux::edit(host_linux, id, pod, &mut wanted.disks)?;
@@ -186,8 +210,20 @@ pub fn process(json: &[u8]) -> Result<Vec<u8>, SpecError> {
         what: "the exec's process",
         source,
     })?;
+    arguments::check(&host)?;
     serde_json::to_vec(&edit_process(&host)).map_err(|source| SpecError::Json {
         what: "the exec's process",
+        source,
+    })
+}
+
+/// Reads the resources of an update.
+///
+/// # Errors
+/// When they are not an OCI `LinuxResources`.
+pub fn parse_resources(json: &[u8]) -> Result<LinuxResources, SpecError> {
+    serde_json::from_slice(json).map_err(|source| SpecError::Json {
+        what: "the update's resources",
         source,
     })
 }
@@ -195,14 +231,13 @@ pub fn process(json: &[u8]) -> Result<Vec<u8>, SpecError> {
 /// Turns an update's resources into the guest's.
 ///
 /// # Errors
-/// When they are not an OCI `LinuxResources`.
-pub fn resources(json: &[u8]) -> Result<Vec<u8>, SpecError> {
+/// Names what cannot be honoured.
+pub fn resources(host: &LinuxResources) -> Result<Vec<u8>, SpecError> {
     let error = |source| SpecError::Json {
         what: "the update's resources",
         source,
     };
-    let host = serde_json::from_slice(json).map_err(error)?;
-    serde_json::to_vec(&linux::edit_resources(&host)).map_err(error)
+    serde_json::to_vec(&linux::edit_resources(host)?).map_err(error)
 }
 
 /// Everything but the host's security labels and CPU numbers.

@@ -457,7 +457,51 @@ fn an_exec_loses_the_hosts_labels() {
 #[test]
 fn an_update_is_edited_like_a_spec() {
     let host = json!({"memory": {"limit": 5}, "cpu": {"cpus": "1", "shares": 2}});
-    let guest: Value =
-        serde_json::from_slice(&resources(host.to_string().as_bytes()).unwrap()).unwrap();
-    assert_eq!(guest, json!({"memory": {"limit": 5}, "cpu": {"shares": 2}}));
+    assert_eq!(
+        update(host).unwrap(),
+        json!({"memory": {"limit": 5}, "cpu": {"shares": 2}})
+    );
+}
+
+fn update(host: Value) -> Result<Value, SpecError> {
+    let host = parse_resources(host.to_string().as_bytes())?;
+    Ok(serde_json::from_slice(&resources(&host)?).unwrap())
+}
+
+#[test]
+fn limits_on_what_a_guest_lacks_are_held_or_refused() {
+    let guest = update(json!({
+        "memory": {"limit": 5, "swap": 9, "reservation": 3},
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+        "blockIO": {"weight": 10},
+        "pids": {"limit": 7},
+    }));
+    assert_eq!(
+        guest.unwrap(),
+        json!({"memory": {"limit": 5, "reservation": 3}, "pids": {"limit": 7}})
+    );
+    let error = update(json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4096}]}));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("huge pages of 2MB"), "{error}");
+}
+
+#[test]
+fn files_of_a_cgroup_pass_an_allow_list() {
+    let qos = json!({
+        "memory.high": "1", "memory.low": "2", "memory.min": "3", "memory.oom.group": "1",
+    });
+    let mut host = qos.clone();
+    for file in [
+        "memory.swap.max",
+        "io.max",
+        "cpuset.cpus",
+        "hugetlb.2MB.max",
+    ] {
+        host[file] = json!("1");
+    }
+    assert_eq!(update(json!({"unified": host})).unwrap()["unified"], qos);
+    for file in ["cgroup.procs", "memory.reclaim", "../x", "nonsense"] {
+        let error = update(json!({"unified": {file: "1"}})).unwrap_err();
+        assert!(error.to_string().contains(file), "{error}");
+    }
 }

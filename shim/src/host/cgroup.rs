@@ -1,4 +1,6 @@
-//! The pod's cgroup (version 2), in which its VMM runs.
+//! The sandbox's cgroup (version 2), below that of its pod: all that the sandbox
+//! costs the host is counted there. It holds two more: `vmm`, which is killed as a
+//! whole, and `shim`, from which that is done.
 
 use std::fs;
 use std::io;
@@ -12,6 +14,15 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 /// Controllers that a pod's cgroup is wanted to have.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
+/// What is killed with the VM: the VMM and whatever serves it.
+const VMM: &str = "vmm";
+
+/// The shim itself.
+const SHIM: &str = "shim";
+
+/// The file that takes processes.
+const PROCS: &str = "cgroup.procs";
+
 /// How long killed processes may take to leave.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -19,6 +30,8 @@ const REMOVE_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Cgroup {
     dir: PathBuf,
+    /// What [`Cgroup::kill`] kills.
+    victims: PathBuf,
 }
 
 /// Why a cgroup is not to be had.
@@ -49,40 +62,98 @@ impl Cgroup {
             return Err(CgroupError::NotUnified);
         }
         let dir = place(cgroups_path)?;
-        fs::create_dir_all(&dir).map_err(|error| CgroupError::Io(dir.clone(), error))?;
-        // Each controller by itself: one that is missing must not keep the
-        // others off. What cannot be had here the pod goes without.
+        let victims = dir.join(VMM);
+        fs::create_dir_all(&victims).map_err(|error| CgroupError::Io(victims.clone(), error))?;
         let mut parent = root.to_owned();
         for part in dir.strip_prefix(root).unwrap_or(&dir) {
-            for controller in CONTROLLERS {
-                let _ = fs::write(
-                    parent.join("cgroup.subtree_control"),
-                    format!("+{controller}"),
-                );
-            }
+            hand_down_controllers(&parent);
             parent.push(part);
         }
-        Ok(Self { dir })
+        Ok(Self { dir, victims })
     }
 
-    /// A cgroup that exists, or did.
+    /// A cgroup that exists, or did, whose shim is gone: [`Cgroup::kill`] spares
+    /// nothing in it.
     pub fn existing(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        let dir = dir.into();
+        Self {
+            victims: dir.clone(),
+            dir,
+        }
     }
 
-    /// Its directory.
+    /// Its directory: what the sandbox uses is counted here.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Kills every process in it and below.
+    /// Where the VMM, and whatever is to end with it, is started.
+    pub fn vmm_dir(&self) -> PathBuf {
+        self.dir.join(VMM)
+    }
+
+    /// Moves this process into it, so that the pod pays for its shim too. Returns
+    /// where it was. Blocks for as long as the kernel's readers take, some ten
+    /// milliseconds.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn enter(&self) -> Result<PathBuf, CgroupError> {
+        let table = Path::new("/proc/self/cgroup");
+        let failed = |path: &Path, error| CgroupError::Io(path.to_owned(), error);
+        let text = fs::read_to_string(table).map_err(|error| failed(table, error))?;
+        let home = own_path(&text).ok_or(CgroupError::NotUnified)?;
+        let shim = self.dir.join(SHIM);
+        match fs::create_dir(&shim) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(&shim, error));
+            }
+            _ => {}
+        }
+        // 0 is the process that writes.
+        fs::write(shim.join(PROCS), "0").map_err(|error| failed(&shim, error))?;
+        Ok(Path::new(ROOT).join(home))
+    }
+
+    /// Moves this process back to where [`Cgroup::enter`] took it from. That may be
+    /// gone, with containerd's service; the root is always there.
+    ///
+    /// # Errors
+    /// When neither takes it.
+    pub fn leave(home: &Path) -> Result<(), CgroupError> {
+        let root = Path::new(ROOT);
+        fs::write(home.join(PROCS), "0")
+            .or_else(|_| fs::write(root.join(PROCS), "0"))
+            .map_err(|error| CgroupError::Io(home.to_owned(), error))
+    }
+
+    /// How many of its processes the kernel has killed for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        let events = fs::read_to_string(self.dir.join("memory.events")).unwrap_or_default();
+        let mut lines = events.lines();
+        let count = lines.find_map(|line| line.strip_prefix("oom_kill "));
+        count
+            .and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0)
+    }
+
+    /// Confines it to processors of the host; an empty list: to those of its parent.
+    ///
+    /// # Errors
+    /// When the kernel does not take the list.
+    pub fn set_cpus(&self, list: &str) -> Result<(), CgroupError> {
+        let file = self.dir.join("cpuset.cpus");
+        fs::write(&file, format!("{list}\n")).map_err(|error| CgroupError::Io(file, error))
+    }
+
+    /// Kills the VMM and whatever runs beside it; the shim stays.
     ///
     /// # Errors
     /// Unless it is gone already.
     pub fn kill(&self) -> Result<(), CgroupError> {
-        match fs::write(self.dir.join("cgroup.kill"), "1") {
+        match fs::write(self.victims.join("cgroup.kill"), "1") {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(CgroupError::Io(self.dir.clone(), error))
+                Err(CgroupError::Io(self.victims.clone(), error))
             }
             _ => Ok(()),
         }
@@ -94,19 +165,26 @@ impl Cgroup {
     /// When processes stay in it.
     pub fn remove(&self) -> Result<(), CgroupError> {
         let deadline = Instant::now() + REMOVE_PATIENCE;
-        let mut pause = Duration::from_micros(200);
-        loop {
-            match fs::remove_dir(&self.dir) {
-                Ok(()) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                Err(error)
-                    if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
-                {
-                    thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(20));
-                }
-                Err(error) => return Err(CgroupError::Io(self.dir.clone(), error)),
+        for dir in [self.dir.join(VMM), self.dir.join(SHIM), self.dir.clone()] {
+            remove_until(deadline, dir)?;
+        }
+        Ok(())
+    }
+}
+
+fn remove_until(deadline: Instant, dir: PathBuf) -> Result<(), CgroupError> {
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match fs::remove_dir(&dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline =>
+            {
+                thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(20));
             }
+            Err(error) => return Err(CgroupError::Io(dir, error)),
         }
     }
 }
@@ -119,6 +197,26 @@ pub fn place(cgroups_path: &Path) -> Result<PathBuf, CgroupError> {
     let relative = relative_path(cgroups_path)
         .ok_or_else(|| CgroupError::Path(cgroups_path.display().to_string()))?;
     Ok(Path::new(ROOT).join(relative))
+}
+
+/// Hands the controllers of a cgroup down to those in it. Where the kubelet and
+/// systemd have done so, nothing is written. What cannot be had the pod goes without.
+fn hand_down_controllers(dir: &Path) {
+    let words = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
+    let (there, down) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
+    let is_in = |list: &str, name: &str| list.split_ascii_whitespace().any(|word| word == name);
+    // Each by itself: one that is refused must not keep the others off.
+    for name in CONTROLLERS {
+        if is_in(&there, name) && !is_in(&down, name) {
+            let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{name}"));
+        }
+    }
+}
+
+/// The path below the root in a `/proc/PID/cgroup`.
+fn own_path(table: &str) -> Option<&str> {
+    let mut lines = table.lines();
+    lines.find_map(|line| line.strip_prefix("0::/"))
 }
 
 /// The directory below the root for a `cgroupsPath`.
@@ -215,6 +313,42 @@ mod tests {
         ] {
             assert_eq!(path(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_shim_is_spared_and_all_of_it_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let whole = dir.path().join("sandbox");
+        fs::create_dir_all(whole.join(VMM)).unwrap();
+        fs::create_dir_all(whole.join(SHIM)).unwrap();
+        let cgroup = Cgroup {
+            victims: whole.join(VMM),
+            dir: whole.clone(),
+        };
+        cgroup.kill().unwrap();
+        assert!(whole.join("vmm/cgroup.kill").exists());
+        assert!(!whole.join("cgroup.kill").exists());
+        fs::remove_file(whole.join("vmm/cgroup.kill")).unwrap();
+        cgroup.remove().unwrap();
+        assert!(!whole.exists());
+    }
+
+    #[test]
+    fn the_unified_line_is_found() {
+        let table = "2:cpu:/a\n0::/system.slice/containerd.service\n";
+        assert_eq!(own_path(table), Some("system.slice/containerd.service"));
+        assert_eq!(own_path("0::/\n"), Some(""));
+        assert_eq!(own_path("1:name=systemd:/\n"), None);
+    }
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::existing(dir.path());
+        assert_eq!(cgroup.oom_kills(), 0);
+        let events = "oom 3\noom_kill 2\noom_group_kill 0\n";
+        fs::write(dir.path().join("memory.events"), events).unwrap();
+        assert_eq!(cgroup.oom_kills(), 2);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use protocol::ids;
 use tokio::task::spawn_blocking;
 
 use super::patience::Outcome;
-use super::{Container, KILLED, Sandbox};
+use super::{Container, KILLED, Sandbox, limits};
 use crate::error::{Error, Result};
 use crate::guest;
 use crate::guest_spec;
@@ -66,6 +66,13 @@ impl Sandbox {
         )
         .map_err(Error::invalid)?;
         let rootfs = Rootfs::from_mounts(&request.rootfs).map_err(Error::invalid)?;
+        let resources = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().as_ref());
+        if let Some(resources) = resources {
+            self.warn_of_limits(&request.id, resources);
+        }
 
         let container = Arc::new(Container {
             given_back: Mutex::new(edited.wanted.given_back),
@@ -83,6 +90,7 @@ impl Sandbox {
                 TaskState::Creating { early: None },
             )),
             execs: Mutex::new(HashMap::new()),
+            cpus: Mutex::new(limits::cpus(resources)),
         });
         // Known from here on, so that an exit that overtakes the answer counts.
         self.insert(&request.id, &container)?;
@@ -111,7 +119,10 @@ impl Sandbox {
                 .await
         };
         match created.await {
-            Ok(pid) => Ok(pid),
+            Ok(pid) => {
+                self.confine();
+                Ok(pid)
+            }
             Err(error) => {
                 self.release_volumes(&request.id).await;
                 self.containers().remove(&request.id);
@@ -142,6 +153,11 @@ impl Sandbox {
             .await
             .map_err(Error::failed)?;
         *init.streams() = Some(streams);
+        let options = options.write_to_bytes().map_err(Error::failed)?;
+        guest::check_size(
+            options.len(),
+            "the container's config.json and the files it binds",
+        )?;
         let message = CreateTaskRequest {
             id: request.id.clone(),
             rootfs: guest_mounts(layers, writable),
@@ -151,7 +167,7 @@ impl Sandbox {
             stderr: ids.stderr.clone(),
             options: MessageField::some(Any {
                 type_url: ids::CREATE_OPTIONS.to_owned(),
-                value: options.write_to_bytes().map_err(Error::failed)?,
+                value: options,
                 ..Default::default()
             }),
             ..Default::default()
@@ -199,6 +215,9 @@ impl Sandbox {
             return Err(Error::NotFound(format!(
                 "container {id} is deleted already"
             )));
+        }
+        if self.running() {
+            self.confine();
         }
         let response = init.delete_response();
         self.publisher.publish(&TaskDelete {

@@ -3,6 +3,7 @@
 //! and everything that the pod had on the host goes.
 
 mod containers;
+mod limits;
 mod patience;
 mod processes;
 mod start;
@@ -53,6 +54,8 @@ pub struct Sandbox {
     /// not there yet.
     window: tokio::sync::Mutex<Window>,
     volumes: Volumes,
+    /// The host's processors that the VM is confined to; empty: any.
+    confined: Mutex<String>,
     /// Gives each stream its id.
     streams: AtomicU64,
     /// Takes the connections to the pod's localhost; `None` without a network of its
@@ -73,6 +76,8 @@ pub struct Container {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     /// Files of the host that get what the container leaves in its copies, by index.
     given_back: Mutex<HashMap<u32, std::fs::File>>,
+    /// The host's processors that it is confined to; empty: any.
+    cpus: Mutex<String>,
 }
 
 impl Sandbox {
@@ -201,8 +206,19 @@ impl Sandbox {
     /// to hear of it.
     async fn end(&self) {
         let status = self.requested().unwrap_or(KILLED);
+        let starved = !self.stopping() && self.vm.cgroup().oom_kills() > 0;
+        if starved {
+            tracing::error!(
+                sandbox = self.id,
+                "the host killed the VM for want of memory: raise the pod's memory limit, or \
+                 the overhead of its RuntimeClass"
+            );
+        }
         let containers: Vec<_> = self.containers().values().cloned().collect();
         for container in containers {
+            if starved && container.init.state().exit().is_none() {
+                watch::publish_oom(self, &container.init.container).await;
+            }
             for exec in container.execs().values() {
                 end_process(exec, &self.publisher);
             }
@@ -267,6 +283,10 @@ impl Container {
                 self.init.container
             ))
         })
+    }
+
+    fn cpus(&self) -> MutexGuard<'_, String> {
+        self.cpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {

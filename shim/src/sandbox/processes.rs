@@ -15,7 +15,7 @@ use containerd_shim_protos::ttrpc;
 use nix::sys::signal::Signal;
 
 use super::patience::Outcome;
-use super::{Container, KILLED, Sandbox};
+use super::{Container, KILLED, Sandbox, limits};
 use crate::error::{Error, Result};
 use crate::guest;
 use crate::guest_spec;
@@ -134,6 +134,7 @@ impl Sandbox {
             .as_mut()
             .ok_or_else(|| Error::Invalid("the exec has no process".into()))?;
         spec.value = guest_spec::process(&spec.value).map_err(Error::invalid)?;
+        guest::check_size(spec.value.len(), "the process to be run")?;
 
         let exec = Arc::new(Process::new(
             &request.id,
@@ -303,16 +304,32 @@ impl Sandbox {
     /// # Errors
     /// When they are not valid, or the agent cannot.
     pub async fn update(&self, request: &UpdateTaskRequest) -> Result<()> {
-        self.container(&request.id)?;
+        if self.is_itself(&request.id) {
+            return Err(Error::Unsupported(
+                "a VM that runs keeps its size: update the limits of its containers, or make \
+                 the pod anew"
+                    .into(),
+            ));
+        }
+        let container = self.container(&request.id)?;
         let mut message = UpdateTaskRequest {
             id: request.id.clone(),
             resources: request.resources.clone(),
             ..Default::default()
         };
+        let mut cpus = String::new();
         if let Some(resources) = message.resources.as_mut() {
-            resources.value = guest_spec::resources(&resources.value).map_err(Error::invalid)?;
+            let host = guest_spec::parse_resources(&resources.value).map_err(Error::invalid)?;
+            resources.value = guest_spec::resources(&host).map_err(Error::invalid)?;
+            self.warn_of_limits(&request.id, &host);
+            cpus = limits::cpus(Some(&host));
         }
         self.guest.task.update(guest::bounded(), &message).await?;
+        // An update says only what it changes.
+        if !cpus.is_empty() {
+            *container.cpus() = cpus;
+            self.confine();
+        }
         Ok(())
     }
 

@@ -133,6 +133,7 @@ impl Sandbox {
             process,
             containers: Mutex::new(HashMap::new()),
             window: tokio::sync::Mutex::new(Window::default()),
+            confined: Mutex::default(),
             streams,
             forwarder: Mutex::new(forwarder),
             requested: Mutex::new(None),
@@ -142,7 +143,9 @@ impl Sandbox {
         tokio::spawn(watch::vm(sandbox.clone(), events));
         tokio::spawn(watch::agent(sandbox.clone()));
         tokio::spawn(watch::volumes(sandbox.clone()));
-        if sandbox.vm.vcpus() > 1 {
+        let vm = sandbox.vm.clone();
+        tokio::task::spawn_blocking(move || vm.adopt_shim());
+        if sandbox.vm.size().vcpus > 1 {
             tokio::spawn(online_cpus(sandbox.clone()));
         }
         sandbox
@@ -177,11 +180,11 @@ async fn configure(request: &Request, vm: &Arc<Vm>, stages: &Arc<Stages>) -> Res
 /// milliseconds.
 async fn online_cpus(sandbox: Arc<Sandbox>) {
     let all = async {
-        for cpu in 1..sandbox.vm.vcpus() {
+        for cpu in 1..sandbox.vm.size().vcpus {
             sandbox.vm.online_cpu(cpu).await?;
         }
         let request = OnlineCpusRequest {
-            cpus: sandbox.vm.vcpus().into(),
+            cpus: sandbox.vm.size().vcpus.into(),
             ..Default::default()
         };
         sandbox

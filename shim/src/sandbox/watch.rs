@@ -27,6 +27,9 @@ const OOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is lost when the agent does not answer.
 const AGENT: &str = "the guest's agent";
+/// How long containerd may take to hear of a kill before the end of the container is
+/// reported all the same.
+const OOM_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Latest clock that an exit is believed to have, in seconds after ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -105,15 +108,23 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
                 // Known containers only: that bounds the map too.
                 if !recent && sandbox.container(&oom.container_id).is_ok() {
                     ooms.insert(oom.container_id.clone(), Instant::now());
-                    sandbox.publisher.publish(&TaskOOM {
-                        container_id: oom.container_id,
-                        ..Default::default()
-                    });
+                    publish_oom(&sandbox, &oom.container_id).await;
                 }
             }
             _ => tracing::warn!("the agent reports something that this version does not know"),
         }
     }
+}
+
+/// Tells containerd that a container has lost a process for want of memory, and lets
+/// it take that in: it is the reason of the end that may follow, which containerd
+/// hears of by another way.
+pub(super) async fn publish_oom(sandbox: &Sandbox, container: &str) {
+    sandbox.publisher.publish(&TaskOOM {
+        container_id: container.to_owned(),
+        ..Default::default()
+    });
+    let _ = timeout(OOM_PATIENCE, sandbox.publisher.flush()).await;
 }
 
 /// Without its agent a guest is of no use, and may be hostile; without its virtiofsd

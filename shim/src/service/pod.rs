@@ -17,8 +17,9 @@ use crate::guest_spec;
 use crate::pod::{Kind, SANDBOX_ID, annotation};
 use crate::sandbox::{KILLED, Request, Sandbox};
 
-/// Largest config.json that is read, in bytes.
-const MAX_SPEC: u64 = 4 << 20;
+/// Largest config.json that is read, in bytes. More than reaches a guest, so that
+/// the error can name what is too large in it; CRI itself takes 16 MiB.
+const MAX_SPEC: u64 = 32 << 20;
 
 /// A pod and whether containerd is done with it.
 pub struct Pod {

@@ -249,7 +249,7 @@ impl Volumes {
     /// Starts virtiofsd and connects the VM to it.
     async fn start(&self, vm: &Arc<Vm>) -> Result<Shared> {
         let program = daemon::find(self.program.as_deref()).map_err(Error::failed)?;
-        let cgroup = vm.cgroup().dir().to_owned();
+        let cgroup = vm.cgroup().vmm_dir();
         let directory = self.state_dir.clone();
         let lost = self.lost.clone();
         let (tree, daemon, socket) = spawn_blocking(move || {

@@ -5,7 +5,7 @@ use std::future::Future;
 
 use containerd_shim_protos::api::{
     CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteResponse, StateRequest, StatsRequest,
-    Status,
+    Status, UpdateTaskRequest,
 };
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::Message;
@@ -461,6 +461,16 @@ async fn errors() {
     let (code, text) = code(create(&node, &shim, "c1", &spec, "").await.unwrap_err());
     assert_eq!(code, Code::NOT_FOUND);
     assert!(text.contains("no-such-command"), "{text}");
+
+    // The VM keeps its size.
+    let update = UpdateTaskRequest {
+        id: "s1".into(),
+        ..Default::default()
+    };
+    let refused = shim.task.update(call(), &update).await.unwrap_err();
+    let (code, text) = self::code(refused);
+    assert_eq!(code, Code::UNIMPLEMENTED);
+    assert!(text.contains("keeps its size"), "{text}");
     end(&node, shim).await;
 }
 
