@@ -435,7 +435,8 @@ fn launch(
         process::create(plan, cgroup, mount, listener, io, state.clone()).inspect_err(|_| {
             // Hooks that have run may have something to take back.
             hooks::run_all("poststop", plan.hooks.poststop(), &state);
-        })?;
+        });
+    let launched = launched.map_err(|error| killed_by_limit(cgroup, saved).unwrap_or(error))?;
     match keep(dir, saved, &launched) {
         Ok(first) => Ok((first, launched)),
         Err(error) => {
@@ -445,6 +446,15 @@ fn launch(
             Err(error)
         }
     }
+}
+
+/// The better error when the first process did not survive its own limit of memory.
+fn killed_by_limit(cgroup: &Cgroup, saved: &Saved) -> Option<CreateError> {
+    let events = cgroup.memory_events().ok()??;
+    let killed = events.get("oom_kill").copied().unwrap_or(0) > 0;
+    let resources = saved.spec.linux().as_ref()?.resources().as_ref()?;
+    let limit = resources.memory().and_then(|memory| memory.limit())?;
+    killed.then_some(CreateError::Memory { limit })
 }
 
 /// Writes the state of a container whose first process is there.
