@@ -46,6 +46,11 @@ pub fn trials() -> Vec<Trial> {
             "bad_input::volume_that_is_unmounted_under_us",
             volume_that_is_unmounted_under_us,
         ),
+        trial(
+            "bad_input::memory_limit_below_the_least",
+            memory_limit_below_the_least,
+        ),
+        trial("bad_input::huge_environment", huge_environment),
     ]
 }
 
@@ -350,5 +355,62 @@ fn volume_that_is_unmounted_under_us() {
         );
         sh(&format!("mount -t tmpfs tmpfs {host}"));
     }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+fn memory_limit_below_the_least() {
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        for limit in [1, 4096, 65536] {
+            let container = pod.create(
+                BUSYBOX,
+                json!({"command": ["sleep", "1000"], "linux": {"resources": {"memory_limit_in_bytes": limit}}}),
+            );
+            let said = fails(&format!("crictl start {}", container.id));
+            assert!(
+                said.contains(&format!("memory limit of {limit} bytes is too low"))
+                    && said.contains("needs 1 MiB"),
+                "{said}"
+            );
+        }
+        // What the message names is enough for a small command, and the pod goes on.
+        let container = pod.create(
+            BUSYBOX,
+            json!({"command": ["sleep", "1000"], "linux": {"resources": {"memory_limit_in_bytes": 1 << 20}}}),
+        );
+        sh(&format!("crictl start {}", container.id));
+        assert_eq!(container.inspect()["status"]["state"], "CONTAINER_RUNNING");
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+/// More than Linux starts a program with: as much as ends with runc too, and more than
+/// a message to the guest holds.
+fn huge_environment() {
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        for (count, size) in [(100, 100 << 10), (30, 100 << 10), (1, 10 << 20)] {
+            let small = json!({
+                "metadata": {"name": format!("env{count}-{size}")}, "image": {"image": BUSYBOX},
+                "command": ["true"], "log_path": "env.log", "linux": {},
+            });
+            sh(&format!(
+                "echo '{small}' | jq '.envs = [range({count}) | {{key: \"BIG\\(.)\", value: (\"x\" * {size})}}]' > /tmp/env.json"
+            ));
+            let id = sh(&format!(
+                "crictl create {} /tmp/env.json {}",
+                pod.id,
+                pod.config()
+            ));
+            let said = fails(&format!("crictl start {id}"));
+            assert!(said.contains("argument list too long"), "{said}");
+            assert!(said.len() < 4096, "{} bytes", said.len());
+        }
+        let container = pod.start(BUSYBOX, &["sleep", "1000"]);
+        assert_eq!(container.sh("echo fine"), "fine");
+    }
+    sh("rm -f /tmp/env.json");
     assert_eq!(leaks::snapshot(), before);
 }

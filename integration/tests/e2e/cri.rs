@@ -110,6 +110,11 @@ impl Pod {
         Container { id }
     }
 
+    /// The path in the host of the config that it was made from.
+    pub fn config(&self) -> &str {
+        &self.config
+    }
+
     /// `crictl inspectp` as JSON.
     pub fn inspect(&self) -> Value {
         parse(&sh(&format!("crictl inspectp -o json {}", self.id)))

@@ -9,6 +9,7 @@ mod leaks;
 mod life;
 mod network;
 mod pods;
+mod resources;
 mod storage;
 mod streams;
 mod volumes;
@@ -28,6 +29,7 @@ fn main() {
         network::trials(),
         volumes::trials(),
         life::trials(),
+        resources::trials(),
     ];
     let before = (!arguments.list).then(|| {
         cri::prepare();
@@ -36,7 +38,8 @@ fn main() {
     let together = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
     // These change the host under everybody's feet, so they never run side by side.
     arguments.test_threads = Some(1);
-    let alone = libtest_mimic::run(&arguments, bad_input::trials());
+    let alone = [resources::alone(), bad_input::trials()];
+    let alone = libtest_mimic::run(&arguments, alone.into_iter().flatten().collect());
     let last = libtest_mimic::run(&arguments, leaks::trials(before));
     if [together, alone, last]
         .iter()

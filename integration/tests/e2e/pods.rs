@@ -16,11 +16,6 @@ pub fn trials() -> Vec<Trial> {
         ),
         trial("pods::ten_pods_at_once", ten_pods_at_once),
         trial("pods::stop_asks_then_kills", stop_asks_then_kills),
-        trial("pods::limits_reach_the_guest", limits_reach_the_guest),
-        trial(
-            "pods::the_vm_is_as_large_as_the_pods_limits",
-            the_vm_is_as_large_as_the_pods_limits,
-        ),
     ]
 }
 
@@ -147,33 +142,4 @@ fn stop_asks_then_kills() {
     assert_eq!(stubborn.sh("echo up"), "up");
     sh(&format!("crictl stop -t 1 {}", stubborn.id));
     assert_eq!(stubborn.inspect()["status"]["exitCode"], 137);
-}
-
-fn limits_reach_the_guest() {
-    let pod = Pod::run();
-    let container = pod.create(
-        BUSYBOX,
-        json!({
-            "command": ["sleep", "1000"],
-            "linux": {"resources": {"memory_limit_in_bytes": 33554432, "cpu_quota": 50000, "cpu_period": 100000}}
-        }),
-    );
-    sh(&format!("crictl start {}", container.id));
-    assert_eq!(container.sh("cat /sys/fs/cgroup/memory.max"), "33554432");
-    assert_eq!(container.sh("cat /sys/fs/cgroup/cpu.max"), "50000 100000");
-}
-
-fn the_vm_is_as_large_as_the_pods_limits() {
-    let pod = Pod::with(
-        "joey",
-        json!({"linux": {"resources": {"cpu_quota": 300000, "cpu_period": 100000, "memory_limit_in_bytes": 536870912}}}),
-    );
-    let container = pod.start(BUSYBOX, &["sleep", "1000"]);
-    // The further CPUs come while the pod runs already.
-    container.sh("for i in $(seq 100); do [ $(nproc) = 3 ] && exit; sleep 0.1; done; exit 1");
-    let memory: u64 = container
-        .sh("awk '/^MemTotal/{print $2}' /proc/meminfo")
-        .parse()
-        .expect("KiB");
-    assert!((512 << 10..800 << 10).contains(&memory), "{memory} KiB");
 }
