@@ -12,7 +12,7 @@ GUEST_TARGET := x86_64-unknown-linux-gnu
 export JOEY_PARTS := $(CURDIR)/target/joey
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 
-.PHONY: demo test bench faults soak fuzz shell install clean build deps check
+.PHONY: demo test bench critest faults soak fuzz shell install clean build deps check
 
 demo: build
 	$(TESTHOST) demo
@@ -34,6 +34,11 @@ faults: build
 soak: build
 	cargo build --release -p integration --bin soak
 	$(TESTHOST) soak --pods $(SOAK_PODS)
+
+# The CRI's conformance tests, with runc and with joey (about an hour where the test
+# host is emulated). CRITEST_FOCUS and CRITEST_HANDLERS choose less.
+critest: build
+	$(TESTHOST) critest
 
 fuzz: deps
 	scripts/fuzz.sh $(FUZZ_SECONDS)

@@ -7,6 +7,7 @@
 pub mod channel;
 #[cfg(feature = "drivers")]
 pub mod cri;
+pub mod critest;
 pub mod install;
 pub mod leaks;
 #[cfg(feature = "drivers")]

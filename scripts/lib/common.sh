@@ -13,13 +13,18 @@ debian_mirror() {
 
 # suite_apt SUITE COMMAND...: runs an apt command that sees SUITE alone, from the
 # machine's own mirror, without touching the machine's apt configuration.
-suite_apt() {
-    local suite=$1 root=$JOEY_CACHE/apt/$1
-    shift
+suite_apt() { private_apt deb "$1" "$JOEY_CACHE/apt/$1" "${@:2}"; }
+
+# suite_apt_source SUITE COMMAND...: the same for the suite's source packages.
+suite_apt_source() { private_apt deb-src "$1" "$JOEY_CACHE/apt/$1-src" "${@:2}"; }
+
+private_apt() {
+    local kind=$1 suite=$2 root=$3
+    shift 3
     if [ ! -e "$root/ready" ] || [ -n "$(find "$root/ready" -mtime +7)" ]; then
         mkdir -p "$root/lists/partial" "$root/cache/archives/partial"
         cat >"$root/sources.list" <<SOURCES
-deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(debian_mirror) $suite main
+$kind [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(debian_mirror) $suite main
 SOURCES
         cat >"$root/apt.conf" <<CONF
 Dir::Etc::sourcelist "$root/sources.list";

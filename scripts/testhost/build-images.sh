@@ -11,6 +11,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../lib/common.sh"
+. "$here/../lib/registry.sh"
 suite=trixie
 
 suite_apt "$suite" true
@@ -20,7 +21,7 @@ if [ ! "$resolved" -nt "$JOEY_CACHE/apt/$suite/ready" ] || [ ! "$resolved" -nt "
         awk '/^[^ ]/{name=$1} /Candidate:/{print name $2}' >"$resolved.$$"
     mv "$resolved.$$" "$resolved"
 fi
-key=$(cat "$0" "$resolved" | sha256sum | cut -c1-16)
+key=$(cat "$0" "$here/../lib/registry.sh" "$resolved" | sha256sum | cut -c1-16)
 out=$JOEY_CACHE/images-$key
 if [ -e "$out/images.erofs" ]; then
     touch "$out"
@@ -38,85 +39,16 @@ trap 'rm -rf "$work"' EXIT
 storage=$work/storage/docker/registry/v2
 path=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
-digest() { sha256sum "$1" | cut -d' ' -f1; }
-
-# store FILE: moves it to the registry's blobs and prints its digest.
-store() {
-    local sum blob
-    sum=$(digest "$1")
-    blob=$storage/blobs/sha256/${sum:0:2}/$sum
-    mkdir -p "$blob"
-    mv "$1" "$blob/data"
-    echo "$sum"
-}
-
-# link FILE DIGEST: how the registry's storage points to a blob.
-link() {
-    mkdir -p "$(dirname "$1")"
-    printf 'sha256:%s' "$2" >"$1"
-}
-
-# image NAME CONFIG LAYER...: CONFIG is the OCI config's "config" object, a LAYER
-# is DIRECTORY:PACKER with the packer none, gzip or zstd.
-image() {
-    local name=$1 config=$2 repository=$storage/repositories/$1 layers='' diffs='' layer packer type sum size
-    shift 2
-    for layer in "$@"; do
-        packer=${layer##*:}
-        tar --sort=name --mtime=@1700000000 --numeric-owner --format=pax \
-            --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime \
-            --xattrs --xattrs-include='*' -C "${layer%:*}" -cf "$work/layer" .
-        diffs+=",\"sha256:$(digest "$work/layer")\""
-        type=application/vnd.oci.image.layer.v1.tar
-        case $packer in
-            none) ;;
-            gzip) type+=+gzip; gzip -n9 <"$work/layer" >"$work/packed"; mv "$work/packed" "$work/layer" ;;
-            zstd) type+=+zstd; zstd -q -9 <"$work/layer" >"$work/packed"; mv "$work/packed" "$work/layer" ;;
-        esac
-        size=$(stat -c %s "$work/layer")
-        sum=$(store "$work/layer")
-        link "$repository/_layers/sha256/$sum/link" "$sum"
-        layers+=",{\"mediaType\":\"$type\",\"digest\":\"sha256:$sum\",\"size\":$size}"
-    done
-    printf '{"architecture":"amd64","os":"linux","config":%s,"rootfs":{"type":"layers","diff_ids":[%s]}}' \
-        "$config" "${diffs#,}" >"$work/config"
-    size=$(stat -c %s "$work/config")
-    sum=$(store "$work/config")
-    link "$repository/_layers/sha256/$sum/link" "$sum"
-    printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:%s","size":%s},"layers":[%s]}' \
-        "$sum" "$size" "${layers#,}" >"$work/manifest"
-    sum=$(store "$work/manifest")
-    link "$repository/_manifests/revisions/sha256/$sum/link" "$sum"
-    link "$repository/_manifests/tags/latest/current/link" "$sum"
-    link "$repository/_manifests/tags/latest/index/sha256/$sum/link" "$sum"
-}
-
-# A root with the directories that containers expect.
-skeleton() {
-    mkdir -p "$1"/{bin,dev,etc,home,proc,root,sys,run,usr/bin,usr/sbin,sbin,var/log}
-    mkdir -m 1777 "$1/tmp" "$1/var/tmp"
-    chmod 700 "$1/root"
-    printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nuser:x:1000:1000:user:/home:/bin/sh\n' >"$1/etc/passwd"
-    printf 'root:x:0:\nstaff:x:50:user\nnogroup:x:65534:\nuser:x:1000:\n' >"$1/etc/group"
-    echo 'hosts: files dns' >"$1/etc/nsswitch.conf"
-}
-
 mkdir "$work/debs"
 (cd "$work/debs" && suite_apt "$suite" apt-get download -qq busybox-static) >&2
 dpkg-deb -x "$work"/debs/busybox-static_*.deb "$work/busybox-deb"
 binary=$(find "$work/busybox-deb" -type f -name busybox -path '*bin/*')
 
-pause=$work/pause
-mkdir -p "$pause"
-echo 'int pause(void); int main(void) { for (;;) pause(); }' | cc -x c -Os -static -s -o "$pause/pause" -
-image pause '{"Entrypoint":["/pause"]}' "$pause:gzip"
+pause_image
 
 busybox=$work/busybox
 skeleton "$busybox"
-install -m 755 "$binary" "$busybox/bin/busybox"
-"$binary" --list-full | while read -r applet; do
-    [ "$applet" = bin/busybox ] || { mkdir -p "$busybox/$(dirname "$applet")"; ln -sf /bin/busybox "$busybox/$applet"; }
-done
+install_busybox "$binary" "$busybox"
 image busybox "{\"Env\":[\"$path\"],\"Cmd\":[\"sh\"]}" "$busybox:gzip"
 
 # The first layer: a Debian, and what the next layers change or remove.

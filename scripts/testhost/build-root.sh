@@ -15,7 +15,7 @@ suite=${1:-forky}
 # What the tests use. Everything else comes as a dependency.
 packages=(containerd runc containernetworking-plugins docker-registry
     systemd-standalone-sysusers systemd-standalone-tmpfiles
-    iproute2 kmod mount procps curl strace iputils-ping jq bpftool libcap2-bin erofs-utils e2fsprogs
+    nftables iproute2 kmod mount procps curl strace iputils-ping jq bpftool libcap2-bin erofs-utils e2fsprogs
     virtiofsd attr)
 # In loading order, after their dependencies; the rest is loaded on demand.
 modules=(virtio_blk virtio_net virtio-rng erofs overlay kvm kvm-amd kvm-intel tun)

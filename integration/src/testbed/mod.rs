@@ -112,6 +112,8 @@ pub struct Config {
     pub acceleration: Acceleration,
     /// Files beside those of the root.
     pub layer: Layer,
+    /// The script that builds what the registry serves.
+    pub images: String,
     /// How long booting may take.
     pub boot_limit: Duration,
 }
@@ -126,6 +128,7 @@ impl Default for Config {
             virtual_clock: false,
             acceleration: Acceleration::of_this_machine(),
             layer: Layer::new(),
+            images: "testhost/build-images.sh".into(),
             boot_limit: Duration::from_secs(180),
         }
     }
@@ -171,7 +174,7 @@ impl TestHost {
     /// Builds what is missing and boots.
     pub fn boot(config: &Config) -> Result<TestHost, Error> {
         let root = build("testhost/build-root.sh", &[&config.suite])?;
-        let images = build("testhost/build-images.sh", &[])?;
+        let images = build(&config.images, &[])?;
         let init = build("testhost/build-init.sh", &["testhost-init"])?;
         let token = random_token().map_err(Error::io("read /dev/urandom"))?;
         let guest = repository().join("integration/guest");

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "drivers")]
 mod bench;
+mod critest;
 #[cfg(feature = "drivers")]
 mod inner;
 mod terminal;
@@ -19,6 +20,8 @@ usage: testhost [OPTION...] shell          a shell in a new test host
        testhost [OPTION...] run COMMAND... a program with arguments, or one shell command
        testhost [OPTION...] demo           the demo of the README
        testhost bench [RUNS]               the benches, on the virtual clock (default 31 runs)
+       testhost critest                    critest with runc and with joey; CRITEST_FOCUS (a Go
+                                           regular expression) and CRITEST_HANDLERS choose less
        testhost faults|soak [OPTION...]    fault injection; many pods (--help lists options)
 options:
   --bare            without joey and without containerd running
@@ -77,6 +80,7 @@ fn run() -> anyhow::Result<i32> {
         ("bench", [runs]) => bench::run(runs.parse()?),
         #[cfg(feature = "drivers")]
         ("faults" | "soak", options) => inner::run(&verb, options),
+        ("critest", []) => critest::run(),
         ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty()),
         ("run", [_, ..]) => stream(boot(&options)?.command(words), std::io::empty()),
         _ => bail!("{USAGE}"),
