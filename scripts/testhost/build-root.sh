@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the test host's root from Debian SUITE (default forky) and prints the
 # directory that holds it:
-#   root.erofs   read-only root with containerd, runc, CNI plugins and a registry
+#   root.erofs   read-only root with containerd, runc, CNI plugins and a registry,
+#                and containerd 1.7 with its runc in /opt/containerd-1.7
 #   vmlinux      the suite's cloud kernel, unpacked so that it boots at once
 #   modules/     what is loaded before the root is mounted, in loading order
 #
@@ -17,6 +18,9 @@ packages=(containerd runc containernetworking-plugins docker-registry
     systemd-standalone-sysusers systemd-standalone-tmpfiles
     nftables iproute2 kmod mount procps curl strace iputils-ping jq bpftool libcap2-bin erofs-utils e2fsprogs
     virtiofsd attr)
+# The last Debian suite with containerd 1.7, and what is taken from it.
+older=trixie
+older_packages=(containerd runc)
 # In loading order, after their dependencies; the rest is loaded on demand.
 modules=(virtio_blk virtio_net virtio-rng erofs overlay kvm kvm-amd kvm-intel tun)
 
@@ -33,10 +37,12 @@ resolve() {
     done
     [ ${#names[@]} -gt 0 ] || names=("$kernel")
     echo "${names[*]}"
-    suite_apt "$suite" apt-cache policy "${packages[@]}" "${names[@]}" |
-        awk '/^[^ ]/{name=$1} /Candidate:/{print name $2}'
+    suite_apt "$suite" apt-cache policy "${packages[@]}" "${names[@]}" | versions
+    suite_apt "$older" apt-cache policy "${older_packages[@]}" | versions
 }
+versions() { awk '/^[^ ]/{name=$1} /Candidate:/{print name $2}'; }
 suite_apt "$suite" true
+suite_apt "$older" true
 resolved=$JOEY_CACHE/apt/$suite/testhost-root
 if [ ! "$resolved" -nt "$JOEY_CACHE/apt/$suite/ready" ] || [ ! "$resolved" -nt "$0" ]; then
     resolve >"$resolved.$$"
@@ -97,6 +103,14 @@ for module in "${modules[@]}"; do
         number=$((number + 1))
     done < <(modprobe -d "$root" -S "$release" --show-depends "$module")
 done
+
+# Beside the other, to be run in its place: nothing of it but the programs.
+mkdir "$work/older"
+(cd "$work/older" && suite_apt "$older" apt-get download -qq "${older_packages[@]}") >&2
+for deb in "$work"/older/*.deb; do dpkg-deb -x "$deb" "$work/older/tree"; done
+mkdir -p "$root/opt/containerd-1.7/bin"
+cp "$work"/older/tree/usr/bin/{containerd,containerd-shim-runc-v2,ctr} "$root/opt/containerd-1.7/bin/"
+cp "$work"/older/tree/usr/sbin/runc "$root/opt/containerd-1.7/bin/"
 
 rm -rf "$root"/usr/share/{doc,man,locale,info,lintian,bug,perl5} "$root"/var/{cache,lib/apt,log}/*
 rm -rf "$root"/usr/sbin/{pidfd-kill,recvtty,sd-helper,remap-rootfs,seccompagent,fs-idmap}
