@@ -3,14 +3,15 @@
 //!
 //! ```text
 //! boot VMM KERNEL INITRAMFS [--vcpus N] [--memory MIB] [--console] [--scratch FILE]
-//!      [--map OFFSET=FILE]... [--online CPU]... [--connect PORT] [--stats] [--repeat N]
+//!      [--map OFFSET=FILE]... [--disk FILE]... [--disk-ro FILE]... [--fs SOCKET]
+//!      [--online CPU]... [--connect PORT] [--stats] [--repeat N]
 //! ```
 //! With `--connect` standard input goes to that vsock port once the guest is ready,
 //! and what comes back to standard output. Run it as root.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -31,6 +32,8 @@ struct Options {
     console: bool,
     scratch: Option<PathBuf>,
     maps: Vec<(u64, PathBuf)>,
+    disks: Vec<(PathBuf, bool)>,
+    fs: Option<PathBuf>,
     online: Vec<u8>,
     connect: Option<u32>,
     stats: bool,
@@ -50,6 +53,8 @@ impl Options {
             console: false,
             scratch: None,
             maps: Vec::new(),
+            disks: Vec::new(),
+            fs: None,
             online: Vec::new(),
             connect: None,
             stats: false,
@@ -66,6 +71,9 @@ impl Options {
                     let (offset, file) = map.split_once('=').ok_or("--map OFFSET=FILE")?;
                     options.maps.push((offset.parse()?, file.into()));
                 }
+                "--disk" => options.disks.push((next("FILE")?.into(), false)),
+                "--disk-ro" => options.disks.push((next("FILE")?.into(), true)),
+                "--fs" => options.fs = Some(next("SOCKET")?.into()),
                 "--online" => options.online.push(next("CPU")?.parse()?),
                 "--connect" => options.connect = Some(next("PORT")?.parse()?),
                 "--stats" => options.stats = true,
@@ -133,6 +141,16 @@ fn run(options: &Options) -> Result<(), Failure> {
         let length = file.metadata()?.len().next_multiple_of(4096);
         vmm.map_image(*offset, length, file.as_fd())?;
     }
+    for (path, read_only) in &options.disks {
+        let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
+        let size = (&file).seek(SeekFrom::End(0))?;
+        let (slot, device) = vmm.attach_disk(file.as_fd(), size, *read_only)?;
+        eprintln!("{}: slot {slot}, {device}", path.display());
+    }
+    if let Some(socket) = &options.fs {
+        let device = vmm.attach_fs(UnixStream::connect(socket)?.as_fd())?;
+        eprintln!("{}: {device}", socket.display());
+    }
     for cpu in &options.online {
         vmm.online_cpu(*cpu)?;
     }
@@ -143,12 +161,19 @@ fn run(options: &Options) -> Result<(), Failure> {
             None => Ok(None),
         }
     };
-    match event()? {
-        Some(Event::Ready) => eprintln!(
-            "spawned {spawned:.3} ms, booted {booted:.3} ms, ready {:.3} ms",
-            millis()
-        ),
-        other => eprintln!("{other:?} after {:.3} ms", millis()),
+    loop {
+        match event()? {
+            Some(Event::Ready) => {
+                let ready = millis();
+                eprintln!("spawned {spawned:.3} ms, booted {booted:.3} ms, ready {ready:.3} ms");
+                break;
+            }
+            Some(Event::FsLost { reason }) => eprintln!("file system lost: {reason}"),
+            other => {
+                eprintln!("{other:?} after {:.3} ms", millis());
+                break;
+            }
+        }
     }
     if let Some(port) = options.connect {
         talk(&socket, port)?;

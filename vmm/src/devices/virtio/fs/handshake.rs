@@ -140,3 +140,197 @@ impl Backend<OwnedFd> {
         }
     }
 }
+
+/// The device with a real virtiofsd: the one in C of Debian 12's qemu-system-common.
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
+    use std::sync::Arc;
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    use super::super::Fs;
+    use super::*;
+    use crate::devices::virtio::testing::{BUFFERS, TestDriver};
+
+    const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+    const REQUEST: u64 = BUFFERS;
+    const ANSWER: u64 = BUFFERS + 0x20_0000;
+
+    /// Opcodes of FUSE.
+    const LOOKUP: u32 = 1;
+    const OPEN: u32 = 14;
+    const READ: u32 = 15;
+    const WRITE: u32 = 16;
+    const FSYNC: u32 = 20;
+    const INIT: u32 = 26;
+
+    /// Polls until there is something.
+    fn wait<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+        let limit = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(value) = poll() {
+                return value;
+            }
+            assert!(Instant::now() < limit, "no {what} in time");
+            sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A daemon that serves a directory.
+    struct Daemon {
+        child: Child,
+        socket: UnixStream,
+    }
+
+    impl Daemon {
+        fn start(directory: &Path) -> Self {
+            let path = directory.join("socket");
+            let shared = directory.join("shared");
+            std::fs::create_dir_all(&shared).unwrap();
+            let child = Command::new(VIRTIOFSD)
+                .arg(format!("--socket-path={}", path.display()))
+                .args(["-o", &format!("source={}", shared.display())])
+                .args(["-o", "sandbox=chroot"])
+                .stdin(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap_or_else(|error| panic!("{VIRTIOFSD}: {error}; install qemu-system-common"));
+            let socket = wait("daemon", || UnixStream::connect(&path).ok());
+            Self { child, socket }
+        }
+
+        fn kill(&mut self) {
+            let _ = self.child.kill();
+            self.child.wait().unwrap();
+        }
+    }
+
+    impl Drop for Daemon {
+        fn drop(&mut self) {
+            self.kill();
+        }
+    }
+
+    struct Bench {
+        device: Fs,
+        driver: TestDriver,
+        unique: u64,
+    }
+
+    impl Bench {
+        fn new(daemon: &Daemon) -> Self {
+            let ram = TestDriver::memory();
+            let mut device = Fs::new(ram, sys::event().unwrap(), Arc::default());
+            let backend = connect(daemon.socket.as_fd()).unwrap();
+            device.attach(backend).unwrap();
+            let driver = TestDriver::start(ram, &mut device);
+            Self {
+                device,
+                driver,
+                unique: 0,
+            }
+        }
+
+        /// Makes a request and returns error and body of its answer.
+        fn ask(&mut self, opcode: u32, node: u64, body: &[u8], room: u32) -> (i32, Vec<u8>) {
+            self.unique += 1;
+            let mut request = vec![0; 40];
+            request[..4].copy_from_slice(&(40 + body.len() as u32).to_le_bytes());
+            request[4..8].copy_from_slice(&opcode.to_le_bytes());
+            request[8..16].copy_from_slice(&self.unique.to_le_bytes());
+            request[16..24].copy_from_slice(&node.to_le_bytes());
+            request.extend_from_slice(body);
+            self.driver.ram.put(REQUEST, &request).unwrap();
+            let length = request.len() as u32;
+            let readable = [(REQUEST, 40), (REQUEST + 40, length - 40)];
+            let writable = [(ANSWER, 16), (ANSWER + 16, room)];
+            self.driver.queues[1].add(&readable, &writable);
+            self.device.process();
+            let (_, length) = wait("answer", || {
+                self.device.called(1, 1);
+                self.driver.queues[1].used()
+            });
+            let answer = self.driver.read(ANSWER, length as usize);
+            assert_eq!(answer[8..16], self.unique.to_le_bytes());
+            let error = i32::from_le_bytes(answer[4..8].try_into().unwrap());
+            (error, answer[16..].to_vec())
+        }
+
+        fn good(&mut self, opcode: u32, node: u64, body: &[u8], room: u32) -> Vec<u8> {
+            let (error, answer) = self.ask(opcode, node, body, room);
+            assert_eq!(error, 0, "opcode {opcode}");
+            answer
+        }
+
+        fn start_session(&mut self) {
+            // Version, readahead, and the flags for writes of up to 256 pages.
+        let words = [7u32, 31, 1 << 20, 1 << 5 | 1 << 22];
+            self.good(INIT, 0, &words.map(u32::to_le_bytes).concat(), 64);
+        }
+    }
+
+    /// `struct fuse_read_in` and, as far as it goes, `struct fuse_write_in`.
+    fn range(handle: u64, offset: u64, size: u32) -> Vec<u8> {
+        let mut body = [handle.to_le_bytes(), offset.to_le_bytes()].concat();
+        body.extend_from_slice(&size.to_le_bytes());
+        body.resize(40, 0);
+        body
+    }
+
+    fn first(bytes: &[u8]) -> u64 {
+        u64::from_le_bytes(bytes[..8].try_into().unwrap())
+    }
+
+    fn directory(name: &str) -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("joey-fs-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_mebibyte_goes_to_a_real_daemon_and_back() {
+        let place = directory("whole");
+        let mut daemon = Daemon::start(&place);
+        std::fs::write(place.join("shared/file"), b"before").unwrap();
+        let mut bench = Bench::new(&daemon);
+        bench.start_session();
+        let node = first(&bench.good(LOOKUP, 1, b"file\0", 128));
+        let read_write = [libc::O_RDWR as u32, 0].map(u32::to_le_bytes).concat();
+        let handle = first(&bench.good(OPEN, node, &read_write, 16));
+        let got = bench.good(READ, node, &range(handle, 0, 4096), 4096);
+        assert_eq!(got, b"before");
+
+        let bytes: Vec<u8> = (0..1u32 << 20).map(|index| (index / 77) as u8).collect();
+        let write = [range(handle, 4096, 1 << 20), bytes.clone()].concat();
+        let written = bench.good(WRITE, node, &write, 8);
+        assert_eq!(written[..4], (1u32 << 20).to_le_bytes());
+        bench.good(FSYNC, node, &range(handle, 0, 0)[..16], 0);
+        let file = std::fs::read(place.join("shared/file")).unwrap();
+        assert!(file[4096..] == bytes);
+        let got = bench.good(READ, node, &range(handle, 4096, 1 << 20), 1 << 20);
+        assert!(got == bytes);
+        let (error, _) = bench.ask(LOOKUP, 1, b"missing\0", 128);
+        assert_eq!(error, -libc::ENOENT);
+
+        daemon.kill();
+        bench.device.hung_up(1);
+        assert!(bench.device.take_loss().is_some());
+        let (error, _) = bench.ask(LOOKUP, 1, b"file\0", 128);
+        assert_eq!(error, -libc::EIO);
+        std::fs::remove_dir_all(&place).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_daemon_gives_an_error() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        let error = connect(ours.as_fd()).unwrap_err().to_string();
+        assert!(error.contains("as virtiofsd does"), "{error}");
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        std::io::Write::write_all(&mut theirs, &[0xff; 4096]).unwrap();
+        assert!(connect(ours.as_fd()).is_err());
+    }
+}
