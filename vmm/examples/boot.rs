@@ -4,10 +4,11 @@
 //! ```text
 //! boot VMM KERNEL INITRAMFS [--vcpus N] [--memory MIB] [--console] [--scratch FILE]
 //!      [--map OFFSET=FILE]... [--disk FILE]... [--disk-ro FILE]... [--fs SOCKET]
-//!      [--online CPU]... [--connect PORT] [--stats] [--repeat N]
+//!      [--wait] [--online CPU]... [--connect PORT] [--stats] [--repeat N]
 //! ```
 //! With `--connect` standard input goes to that vsock port once the guest is ready,
-//! and what comes back to standard output. Run it as root.
+//! and what comes back to standard output. Disks and the file system daemon are attached
+//! once the guest is ready; `--wait` goes on until it ends. Run it as root.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -36,6 +37,7 @@ struct Options {
     fs: Option<PathBuf>,
     online: Vec<u8>,
     connect: Option<u32>,
+    wait: bool,
     stats: bool,
     repeat: usize,
 }
@@ -57,6 +59,7 @@ impl Options {
             fs: None,
             online: Vec::new(),
             connect: None,
+            wait: false,
             stats: false,
             repeat: 1,
         };
@@ -76,6 +79,7 @@ impl Options {
                 "--fs" => options.fs = Some(next("SOCKET")?.into()),
                 "--online" => options.online.push(next("CPU")?.parse()?),
                 "--connect" => options.connect = Some(next("PORT")?.parse()?),
+                "--wait" => options.wait = true,
                 "--stats" => options.stats = true,
                 "--repeat" => options.repeat = next("N")?.parse()?,
                 other => return Err(format!("unknown option {other}").into()),
@@ -141,16 +145,6 @@ fn run(options: &Options) -> Result<(), Failure> {
         let length = file.metadata()?.len().next_multiple_of(4096);
         vmm.map_image(*offset, length, file.as_fd())?;
     }
-    for (path, read_only) in &options.disks {
-        let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
-        let size = (&file).seek(SeekFrom::End(0))?;
-        let (slot, device) = vmm.attach_disk(file.as_fd(), size, *read_only)?;
-        eprintln!("{}: slot {slot}, {device}", path.display());
-    }
-    if let Some(socket) = &options.fs {
-        let device = vmm.attach_fs(UnixStream::connect(socket)?.as_fd())?;
-        eprintln!("{}: {device}", socket.display());
-    }
     for cpu in &options.online {
         vmm.online_cpu(*cpu)?;
     }
@@ -161,22 +155,31 @@ fn run(options: &Options) -> Result<(), Failure> {
             None => Ok(None),
         }
     };
-    loop {
-        match event()? {
-            Some(Event::Ready) => {
-                let ready = millis();
-                eprintln!("spawned {spawned:.3} ms, booted {booted:.3} ms, ready {ready:.3} ms");
-                break;
-            }
-            Some(Event::FsLost { reason }) => eprintln!("file system lost: {reason}"),
-            other => {
-                eprintln!("{other:?} after {:.3} ms", millis());
-                break;
-            }
-        }
+    match event()? {
+        Some(Event::Ready) => eprintln!(
+            "spawned {spawned:.3} ms, booted {booted:.3} ms, ready {:.3} ms",
+            millis()
+        ),
+        other => eprintln!("{other:?} after {:.3} ms", millis()),
+    }
+    for (path, read_only) in &options.disks {
+        let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
+        let size = (&file).seek(SeekFrom::End(0))?;
+        let (slot, device) = vmm.attach_disk(file.as_fd(), size, *read_only)?;
+        eprintln!("{}: slot {slot}, {device}", path.display());
+    }
+    if let Some(socket) = &options.fs {
+        let device = vmm.attach_fs(UnixStream::connect(socket)?.as_fd())?;
+        eprintln!("{}: {device}", socket.display());
     }
     if let Some(port) = options.connect {
         talk(&socket, port)?;
+    }
+    while options.wait {
+        match event()? {
+            Some(other) => eprintln!("{other:?} after {:.3} ms", millis()),
+            None => break,
+        }
     }
     if options.stats {
         println!("{}", serde_json::to_string(&vmm.stats()?)?);

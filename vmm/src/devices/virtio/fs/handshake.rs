@@ -266,7 +266,7 @@ mod tests {
 
         fn start_session(&mut self) {
             // Version, readahead, and the flags for writes of up to 256 pages.
-        let words = [7u32, 31, 1 << 20, 1 << 5 | 1 << 22];
+            let words = [7u32, 31, 1 << 20, 1 << 5 | 1 << 22];
             self.good(INIT, 0, &words.map(u32::to_le_bytes).concat(), 64);
         }
     }
