@@ -12,7 +12,7 @@ use containerd_shim_protos::shim_async::{Client, TaskClient};
 use guest_agent::server;
 use guest_agent::storage::Storage;
 use guest_agent::tasks::Tasks;
-use protocol::guest::{CreateOptions, File};
+use protocol::guest::{CreateOptions, File, Volume};
 use protocol::guest_ttrpc::GuestClient;
 use protocol::ids::CREATE_OPTIONS;
 use serde_json::{Value, json};
@@ -110,6 +110,7 @@ pub struct Recipe<'a> {
     pub stderr: &'a str,
     pub terminal: bool,
     pub files: Vec<File>,
+    pub volumes: Vec<Volume>,
 }
 
 impl<'a> Recipe<'a> {
@@ -122,6 +123,7 @@ impl<'a> Recipe<'a> {
             stderr: "",
             terminal: false,
             files: Vec::new(),
+            volumes: Vec::new(),
         }
     }
 }
@@ -152,6 +154,7 @@ impl Machine {
         let options = CreateOptions {
             spec: serde_json::to_vec(&new.spec).unwrap(),
             files: new.files,
+            volumes: new.volumes,
             ..Default::default()
         };
         let request = api::CreateTaskRequest {
