@@ -451,7 +451,10 @@ fn launch(
 /// The better error when the first process did not survive its own limit of memory.
 fn killed_by_limit(cgroup: &Cgroup, saved: &Saved) -> Option<CreateError> {
     let events = cgroup.memory_events().ok()??;
-    let killed = events.get("oom_kill").copied().unwrap_or(0) > 0;
+    // Not every allocation ends in a kill: some of the kernel's own just fail.
+    let killed = ["oom", "oom_kill"]
+        .iter()
+        .any(|event| events.get(*event).is_some_and(|count| *count > 0));
     let resources = saved.spec.linux().as_ref()?.resources().as_ref()?;
     let limit = resources.memory().and_then(|memory| memory.limit())?;
     killed.then_some(CreateError::Memory { limit })

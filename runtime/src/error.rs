@@ -44,9 +44,9 @@ pub enum CreateError {
     /// The container's process ended before it was set up, without saying why.
     #[error("the container's process ended during set-up: {0}")]
     Died(String),
-    /// The kernel killed the container's process before it was set up.
+    /// The container's process could not be set up within its limit of memory.
     #[error(
-        "the container's init was OOM-killed before its command could run: the memory limit \
+        "the container's init ran out of memory before its command could run: the memory limit \
          of {limit} bytes is too low; a container needs 1 MiB, and what its command uses"
     )]
     Memory {

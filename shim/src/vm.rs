@@ -382,6 +382,14 @@ impl Vm {
         self.endpoint.as_ref()
     }
 
+    /// Says how willingly the host's kernel kills the VMM when it is out of memory.
+    pub fn set_oom_score(&self, score: i32) {
+        // Not reaped before `release`, so the pid is still its own.
+        if !self.released.load(Ordering::Acquire) {
+            set_oom_score(self.pid, score);
+        }
+    }
+
     /// How large it is.
     pub fn size(&self) -> Size {
         self.size
@@ -692,11 +700,15 @@ fn spawn_in(binary: &Path, cgroup: &Cgroup) -> Result<(Vmm, OwnedFd)> {
     let vmm = Vmm::spawn(binary, Some(dir.as_fd()), Some(log)).map_err(Error::failed)?;
     // It inherits our own score, which protects it from the kernel's killer: a
     // guest that eats the host's memory shall not be protected.
-    let score = format!("/proc/{}/oom_score_adj", vmm.pid());
-    if let Err(error) = std::fs::write(&score, "0") {
-        tracing::warn!(score, %error, "cannot set the VMM's OOM score");
-    }
+    set_oom_score(vmm.pid(), 0);
     Ok((vmm, messages.into()))
+}
+
+fn set_oom_score(pid: u32, score: i32) {
+    let file = format!("/proc/{pid}/oom_score_adj");
+    if let Err(error) = std::fs::write(&file, score.to_string()) {
+        tracing::warn!(file, %error, "cannot set the VMM's OOM score");
+    }
 }
 
 /// Reads the VMM's events until it is gone.

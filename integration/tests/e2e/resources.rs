@@ -81,6 +81,11 @@ impl Drop for Configured {
     }
 }
 
+/// The VMM: what containerd takes for the sandbox's process.
+fn vmm(pod: &Pod) -> u64 {
+    pod.inspect()["info"]["pid"].as_u64().expect("pid")
+}
+
 fn running(pod: &Pod, resources: Value, script: &str) -> Container {
     let container = pod.create(
         BUSYBOX,
@@ -92,8 +97,7 @@ fn running(pod: &Pod, resources: Value, script: &str) -> Container {
 
 /// The directory of a cgroup of the host in which the sandbox's VMM runs.
 fn vmm_cgroup(pod: &Pod) -> String {
-    let pid = pod.inspect()["info"]["pid"].as_u64().expect("pid");
-    let path = sh(&format!("sed -n 's/^0:://p' /proc/{pid}/cgroup"));
+    let path = sh(&format!("sed -n 's/^0:://p' /proc/{}/cgroup", vmm(pod)));
     format!("/sys/fs/cgroup{path}")
 }
 
@@ -118,7 +122,7 @@ fn limits_reach_the_guest() {
             "memory_limit_in_bytes": 64 * MIB,
             "memory_swap_limit_in_bytes": 64 * MIB,
             "cpu_shares": 512, "cpu_quota": 50000, "cpu_period": 100000,
-            "cpuset_cpus": "0",
+            "cpuset_cpus": "0", "oom_score_adj": 940,
             "hugepage_limits": [{"page_size": "2MB", "limit": 0}],
             "unified": {"memory.high": "50331648", "memory.min": "4194304", "memory.oom.group": "1"},
         }),
@@ -135,6 +139,9 @@ fn limits_reach_the_guest() {
     // The list is of the host's processors: it holds for the VM, not in the guest.
     let sandbox = vmm_cgroup(&pod).replace("/vmm", "");
     assert_eq!(sh(&format!("cat {sandbox}/cpuset.cpus")), "0");
+    // So does the rank by which the host's kernel kills.
+    assert_eq!(sh(&format!("cat /proc/{}/oom_score_adj", vmm(&pod))), "940");
+    assert_eq!(container.sh("cat /proc/1/oom_score_adj"), "940");
     // A file that is not on the list is named.
     let stranger = pod.create(
         BUSYBOX,

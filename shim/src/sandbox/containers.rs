@@ -90,7 +90,7 @@ impl Sandbox {
                 TaskState::Creating { early: None },
             )),
             execs: Mutex::new(HashMap::new()),
-            cpus: Mutex::new(limits::cpus(resources)),
+            standing: Mutex::new(limits::Standing::of(spec)),
         });
         // Known from here on, so that an exit that overtakes the answer counts.
         self.insert(&request.id, &container)?;
@@ -120,7 +120,7 @@ impl Sandbox {
         };
         match created.await {
             Ok(pid) => {
-                self.confine();
+                self.settle();
                 Ok(pid)
             }
             Err(error) => {
@@ -217,7 +217,7 @@ impl Sandbox {
             )));
         }
         if self.running() {
-            self.confine();
+            self.settle();
         }
         let response = init.delete_response();
         self.publisher.publish(&TaskDelete {

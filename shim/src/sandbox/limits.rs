@@ -1,6 +1,9 @@
-//! Limits of containers beside what their VM has, and beside the host's processors.
+//! Limits of containers that their VM is too small for, and those that mean something
+//! only on the host.
 
-use oci_spec::runtime::LinuxResources;
+use std::sync::PoisonError;
+
+use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::Sandbox;
 use crate::error::chain;
@@ -18,34 +21,72 @@ impl Sandbox {
         }
     }
 
-    /// Confines the VM to the processors that its containers are confined to. The
-    /// numbers are the host's, so this is the only place where they mean anything; a
-    /// container that may run anywhere lets the others too. Called when a container's
-    /// list has changed.
-    pub(super) fn confine(&self) {
-        let list = {
-            let containers = self.containers();
-            let lists: Vec<_> = containers
-                .values()
-                .map(|container| container.cpus().clone())
-                .collect();
-            union(&lists)
-        };
-        let mut confined = self
-            .confined
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        if *confined == list {
+    /// Gives the VMM the standing on the host that its containers would have there.
+    /// Called when there is another container, one less, or another limit.
+    pub(super) fn settle(&self) {
+        let all: Vec<_> = self
+            .containers()
+            .values()
+            .map(|container| container.standing().clone())
+            .collect();
+        let wanted = Standing::together(&all);
+        let mut standing = self.standing.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(score) = wanted.oom_score
+            && standing.oom_score != Some(score)
+        {
+            self.vm.set_oom_score(score);
+            standing.oom_score = Some(score);
+        }
+        if standing.cpus == wanted.cpus {
             return;
         }
-        match self.vm.cgroup().set_cpus(&list) {
-            Ok(()) => *confined = list,
+        match self.vm.cgroup().set_cpus(&wanted.cpus) {
+            Ok(()) => standing.cpus = wanted.cpus,
             Err(error) => tracing::warn!(
                 sandbox = self.id,
-                cpus = list,
+                cpus = wanted.cpus,
                 error = chain(&error),
                 "cannot confine the VM to its containers' processors"
             ),
+        }
+    }
+}
+
+/// What means something only on the host, where the VMM stands for its containers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Standing {
+    /// The host's processors that it may run on; empty: any.
+    pub(super) cpus: String,
+    /// How willingly the kernel kills it when the host is out of memory: the kubelet
+    /// ranks pods by it.
+    oom_score: Option<i32>,
+}
+
+impl Standing {
+    /// As a container's spec has it.
+    pub(super) fn of(spec: &Spec) -> Self {
+        let linux = spec.linux().as_ref();
+        let process = spec.process().as_ref();
+        Self {
+            cpus: cpus(linux.and_then(|linux| linux.resources().as_ref())),
+            oom_score: process.and_then(|process| process.oom_score_adj()),
+        }
+    }
+
+    /// A VM runs wherever any of its containers may, and is as dear as the dearest:
+    /// that one dies with it.
+    fn together(all: &[Self]) -> Self {
+        let mut cpus: Vec<&str> = all.iter().map(|one| one.cpus.as_str()).collect();
+        cpus.sort_unstable();
+        cpus.dedup();
+        Self {
+            // The kernel's list format takes overlaps, so there is nothing to be parsed.
+            cpus: if cpus.contains(&"") {
+                String::new()
+            } else {
+                cpus.join(",")
+            },
+            oom_score: all.iter().filter_map(|one| one.oom_score).min(),
         }
     }
 }
@@ -55,17 +96,6 @@ pub(super) fn cpus(resources: Option<&LinuxResources>) -> String {
     resources
         .and_then(|resources| resources.cpu().as_ref()?.cpus().clone())
         .unwrap_or_default()
-}
-
-/// The kernel's list format takes overlaps, so there is nothing to be parsed.
-fn union(lists: &[String]) -> String {
-    if lists.iter().any(String::is_empty) {
-        return String::new();
-    }
-    let mut lists = lists.to_vec();
-    lists.sort();
-    lists.dedup();
-    lists.join(",")
 }
 
 /// What of the limits the VM is too small for.
@@ -128,11 +158,21 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_runs_where_any_of_its_containers_may() {
-        let union =
-            |lists: &[&str]| union(&lists.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
-        assert_eq!(union(&["2-3", "0", "2-3"]), "0,2-3");
-        assert_eq!(union(&["2-3", ""]), "");
-        assert_eq!(union(&[]), "");
+    fn a_vm_stands_for_its_containers() {
+        let one = |cpus: &str, oom_score| Standing {
+            cpus: cpus.to_owned(),
+            oom_score,
+        };
+        let together = Standing::together(&[
+            one("2-3", Some(999)),
+            one("0", Some(-997)),
+            one("2-3", None),
+        ]);
+        assert_eq!(together, one("0,2-3", Some(-997)));
+        assert_eq!(
+            Standing::together(&[one("2-3", None), one("", None)]).cpus,
+            ""
+        );
+        assert_eq!(Standing::together(&[]), Standing::default());
     }
 }

@@ -54,8 +54,8 @@ pub struct Sandbox {
     /// not there yet.
     window: tokio::sync::Mutex<Window>,
     volumes: Volumes,
-    /// The host's processors that the VM is confined to; empty: any.
-    confined: Mutex<String>,
+    /// What the VMM got of its containers' limits.
+    standing: Mutex<limits::Standing>,
     /// Gives each stream its id.
     streams: AtomicU64,
     /// Takes the connections to the pod's localhost; `None` without a network of its
@@ -76,8 +76,8 @@ pub struct Container {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     /// Files of the host that get what the container leaves in its copies, by index.
     given_back: Mutex<HashMap<u32, std::fs::File>>,
-    /// The host's processors that it is confined to; empty: any.
-    cpus: Mutex<String>,
+    /// What it wants of the host.
+    standing: Mutex<limits::Standing>,
 }
 
 impl Sandbox {
@@ -285,8 +285,8 @@ impl Container {
         })
     }
 
-    fn cpus(&self) -> MutexGuard<'_, String> {
-        self.cpus.lock().unwrap_or_else(PoisonError::into_inner)
+    fn standing(&self) -> MutexGuard<'_, limits::Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {

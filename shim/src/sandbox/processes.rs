@@ -327,8 +327,8 @@ impl Sandbox {
         self.guest.task.update(guest::bounded(), &message).await?;
         // An update says only what it changes.
         if !cpus.is_empty() {
-            *container.cpus() = cpus;
-            self.confine();
+            container.standing().cpus = cpus;
+            self.settle();
         }
         Ok(())
     }

@@ -133,7 +133,7 @@ impl Sandbox {
             process,
             containers: Mutex::new(HashMap::new()),
             window: tokio::sync::Mutex::new(Window::default()),
-            confined: Mutex::default(),
+            standing: Mutex::default(),
             streams,
             forwarder: Mutex::new(forwarder),
             requested: Mutex::new(None),
