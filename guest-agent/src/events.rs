@@ -46,7 +46,7 @@ impl EventLog {
     }
 
     /// The oldest kept event with a sequence number above `after`; waits for it when
-    /// there is none yet.
+    /// there is none yet. Those up to `after` are no longer kept.
     pub async fn next(&self, after: u64) -> Event {
         loop {
             let grown = self.grown.notified();
@@ -60,10 +60,12 @@ impl EventLog {
         }
     }
 
+    /// Who asks beyond an event has it.
     fn after(&self, after: u64) -> Option<Event> {
-        let log = self.log();
-        let index = log.events.partition_point(|event| event.sequence <= after);
-        log.events.get(index).cloned()
+        let mut log = self.log();
+        let had = log.events.partition_point(|event| event.sequence <= after);
+        log.events.drain(..had);
+        log.events.front().cloned()
     }
 }
 
@@ -87,6 +89,7 @@ mod tests {
         assert_eq!(log.next(0).await.sequence, 1);
         assert_eq!(log.next(0).await.sequence, 1);
         assert_eq!(log.next(1).await.oom().container_id, "b");
+        assert_eq!(log.log().events.len(), 1);
     }
 
     #[tokio::test]

@@ -460,7 +460,7 @@ fn many_processes_leave_no_descriptor_and_no_zombie() {
                 .unwrap();
             machine.start("many", "").await.unwrap();
             let mut before = None;
-            for stream in 1..=40u64 {
+            for stream in 1..=300u64 {
                 // Each leaves a child behind, which becomes an orphan of the container.
                 let script = "sleep 0 & echo $0";
                 let (id, name) = (format!("p{stream}"), stream.to_string());

@@ -10,6 +10,7 @@ mod life;
 mod network;
 mod pods;
 mod resources;
+mod ports;
 mod storage;
 mod streams;
 mod volumes;
@@ -25,6 +26,7 @@ fn main() {
         pods::trials(),
         exec::trials(),
         streams::trials(),
+        ports::trials(),
         storage::trials(),
         network::trials(),
         volumes::trials(),
