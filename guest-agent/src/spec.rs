@@ -14,6 +14,7 @@ use protocol::ids::{FILE_SOURCE, VOLUME_SOURCE};
 use thiserror::Error;
 
 use crate::volumes::Node;
+use crate::storage::IdMappings;
 
 /// Why a spec cannot be used here.
 #[derive(Debug, Error)]
@@ -204,6 +205,17 @@ fn adapt_mount(mount: &mut Mount, place: &Place<'_>) -> Result<(), SpecError> {
     })?;
     mount.set_source(Some(found));
     Ok(())
+}
+
+/// The ids of the user namespace that the container gets, if it gets one.
+pub fn user_namespace(spec: &Spec) -> Option<IdMappings<'_>> {
+    let linux = spec.linux().as_ref()?;
+    match (linux.uid_mappings(), linux.gid_mappings()) {
+        (Some(uids), Some(gids)) if !uids.is_empty() && !gids.is_empty() => {
+            Some(IdMappings { uids, gids })
+        }
+        _ => None,
+    }
 }
 
 /// Whether the container gets a namespace of its own of this kind: listed, and not one

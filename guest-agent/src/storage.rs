@@ -12,6 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::api::Mount;
+use oci_spec::runtime::LinuxIdMapping;
 use rustix::fs::CWD;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
@@ -56,6 +57,15 @@ fn system<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Stor
         what,
         source: error.into(),
     }
+}
+
+/// The ids of a container's user namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct IdMappings<'a> {
+    /// User ids.
+    pub uids: &'a [LinuxIdMapping],
+    /// Group ids.
+    pub gids: &'a [LinuxIdMapping],
 }
 
 /// One layer's place in the image window, in bytes.
@@ -195,8 +205,14 @@ impl Storage {
     }
 
     /// Mounts what a request's `rootfs` asks for on `target`, a directory that it makes.
-    /// After an error nothing of it is left.
-    pub fn mount(&mut self, mounts: &[Mount], target: &Path) -> Result<RootFs, StorageError> {
+    /// With `ids` its files belong to a user namespace that has them. After an error
+    /// nothing of it is left.
+    pub fn mount(
+        &mut self,
+        mounts: &[Mount],
+        target: &Path,
+        ids: Option<IdMappings<'_>>,
+    ) -> Result<RootFs, StorageError> {
         let plan = Plan::parse(mounts)?;
         fs::create_dir_all(target).map_err(system(format!("make {}", target.display())))?;
         let mut root = RootFs {
@@ -204,7 +220,7 @@ impl Storage {
             layers: Vec::new(),
             upper: None,
         };
-        match self.mount_plan(&plan, &mut root) {
+        match self.mount_plan(&plan, &mut root, ids) {
             Ok(()) => Ok(root),
             Err(error) => {
                 self.release(root);
@@ -213,7 +229,12 @@ impl Storage {
         }
     }
 
-    fn mount_plan(&mut self, plan: &Plan, root: &mut RootFs) -> Result<(), StorageError> {
+    fn mount_plan(
+        &mut self,
+        plan: &Plan,
+        root: &mut RootFs,
+        ids: Option<IdMappings<'_>>,
+    ) -> Result<(), StorageError> {
         let (layers, writable) = match plan {
             Plan::Directory(source) => {
                 let what = format!("bind {} to {}", source.display(), root.path.display());
@@ -225,6 +246,14 @@ impl Storage {
         for range in layers {
             lower.push(self.acquire(*range)?);
             root.layers.push(range.offset);
+        }
+        // The overlay keeps copies of its own of these.
+        let mapped = match ids {
+            Some(ids) => Some(MappedLayers::new(&root.path, &lower, ids)?),
+            None => None,
+        };
+        if let Some(mapped) = &mapped {
+            lower.clone_from(&mapped.0);
         }
         if writable {
             self.ensure_scratch()?;
@@ -406,6 +435,41 @@ fn partition_path(disk: &Path, number: u8) -> PathBuf {
     }
     name.push(number.to_string());
     name.into()
+}
+
+/// Layers with the ids of a user namespace, each on a directory beside the root file
+/// system, for as long as this lives.
+struct MappedLayers(Vec<PathBuf>);
+
+impl MappedLayers {
+    fn new(root: &Path, layers: &[PathBuf], ids: IdMappings<'_>) -> Result<Self, StorageError> {
+        let mut mapped = Self(Vec::with_capacity(layers.len()));
+        for (number, layer) in layers.iter().enumerate() {
+            let what = || format!("map the ids of {}", layer.display());
+            let tree = runtime::mapped_mount(layer, ids.uids, ids.gids).map_err(system(what()))?;
+            let mut path = root.as_os_str().to_owned();
+            path.push(format!("-layer-{number}"));
+            let path = PathBuf::from(path);
+            fs::create_dir(&path).map_err(system(what()))?;
+            mapped.0.push(path);
+            let path = &mapped.0[number];
+            move_mount(tree, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+                .map_err(system(what()))?;
+        }
+        Ok(mapped)
+    }
+}
+
+impl Drop for MappedLayers {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            // It is not mounted where a failure has ended the making.
+            let _ = unmount_any(path);
+            if let Err(error) = fs::remove_dir(path) {
+                log::warn!("cannot remove {}: {error}", path.display());
+            }
+        }
+    }
 }
 
 /// Makes the upper and work directories. The root of an overlay takes its mode and

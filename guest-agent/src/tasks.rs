@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSpec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process as ProcessSpec, Spec};
 use protocol::guest::{self, GivenBack, Oom, event::Kind};
 use protocol::ids;
 use runtime::{CgroupDriver, CgroupStats, Container, TerminalSize};
@@ -255,10 +255,13 @@ impl Tasks {
             return Err(TaskError::Exists(format!("container {}", new.id)));
         }
         let directory = self.base.join("containers").join(&new.id);
-        let rootfs = self
-            .storage()
-            .mount(&new.rootfs, &directory.join("rootfs"))?;
-        match self.launch_with_volumes(&new, &directory, &rootfs) {
+        let spec = spec::parse(&new.options.spec)?;
+        let rootfs = self.storage().mount(
+            &new.rootfs,
+            &directory.join("rootfs"),
+            spec::user_namespace(&spec),
+        )?;
+        match self.launch_with_volumes(&new, spec, &directory, &rootfs) {
             Ok(mut task) => {
                 let pid = task.init.pid;
                 task.rootfs = Some(rootfs);
@@ -276,6 +279,7 @@ impl Tasks {
     fn launch_with_volumes(
         &self,
         new: &NewContainer,
+        spec: Spec,
         directory: &Path,
         rootfs: &RootFs,
     ) -> Result<Task, TaskError> {
@@ -288,7 +292,7 @@ impl Tasks {
             nodes: &prepared.nodes,
             terminal: new.stdio.terminal,
         };
-        match self.launch(new, directory, place) {
+        match self.launch(new, spec, directory, place) {
             Ok(mut task) => {
                 task.disks = prepared.nodes;
                 Ok(task)
@@ -303,10 +307,10 @@ impl Tasks {
     fn launch(
         &self,
         new: &NewContainer,
+        mut spec: Spec,
         directory: &Path,
         place: Place<'_>,
     ) -> Result<Task, TaskError> {
-        let mut spec = spec::parse(&new.options.spec)?;
         let files = spec::write_files(&directory.join("files"), &new.options.files)?;
         let place = Place {
             files: &files,

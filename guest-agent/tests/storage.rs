@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use common::{isolated, run};
 use containerd_shim_protos::api::Mount;
-use guest_agent::storage::{Storage, StorageError};
+use guest_agent::storage::{IdMappings, Storage, StorageError};
+use oci_spec::runtime::LinuxIdMapping;
 
 /// A loop device that goes with its owner.
 struct Loop(String);
@@ -139,8 +140,8 @@ fn containers_share_layers_and_write_apart() {
         with_runtime(|| {
             let (first, second) = (disks.base.join("first"), disks.base.join("second"));
             let writable = [disks.layers.clone(), vec![scratch()]].concat();
-            let first = disks.storage.mount(&writable, &first).unwrap();
-            let second = disks.storage.mount(&writable, &second).unwrap();
+            let first = disks.storage.mount(&writable, &first, None).unwrap();
+            let second = disks.storage.mount(&writable, &second, None).unwrap();
             assert_eq!(disks.window.partitions(), 2);
 
             let read = |name: &str| fs::read_to_string(first.path.join(name)).unwrap();
@@ -173,6 +174,39 @@ fn containers_share_layers_and_write_apart() {
 }
 
 #[test]
+fn a_user_namespace_owns_its_root() {
+    isolated("a_user_namespace_owns_its_root", || {
+        let directory = tempfile::tempdir().unwrap();
+        let mut disks = disks(directory.path());
+        let maps: Vec<LinuxIdMapping> =
+            serde_json::from_str(r#"[{"containerID": 0, "hostID": 1000, "size": 65536}]"#).unwrap();
+        let ids = IdMappings {
+            uids: &maps,
+            gids: &maps,
+        };
+        with_runtime(|| {
+            let writable = [disks.layers.clone(), vec![scratch()]].concat();
+            for layers in [&writable[..], &disks.layers, &disks.layers[..1]] {
+                let target = disks.base.join("root");
+                let root = disks.storage.mount(layers, &target, Some(ids)).unwrap();
+                for path in [root.path.clone(), root.path.join("c")] {
+                    let file = fs::metadata(&path).unwrap();
+                    assert_eq!((file.uid(), file.gid()), (1000, 1000), "{}", path.display());
+                }
+                assert_eq!(mounts().matches("-layer-").count(), 0, "{}", mounts());
+                disks.storage.unmount(root);
+            }
+            // Others see the layers as they are.
+            let target = disks.base.join("root");
+            let root = disks.storage.mount(&writable, &target, None).unwrap();
+            assert_eq!(fs::metadata(root.path.join("c")).unwrap().uid(), 0);
+            disks.storage.unmount(root);
+        });
+        run("umount", &[disks.base.join("scratch").to_str().unwrap()]);
+    });
+}
+
+#[test]
 fn without_scratch_a_root_is_read_only_and_scratch_is_not_touched() {
     isolated(
         "without_scratch_a_root_is_read_only_and_scratch_is_not_touched",
@@ -182,7 +216,7 @@ fn without_scratch_a_root_is_read_only_and_scratch_is_not_touched() {
             for layers in [&disks.layers[..], &disks.layers[..1]] {
                 let root = disks
                     .storage
-                    .mount(layers, &disks.base.join("root"))
+                    .mount(layers, &disks.base.join("root"), None)
                     .unwrap();
                 assert_eq!(fs::read_to_string(root.path.join("b")).unwrap(), "top");
                 let refused = fs::write(root.path.join("new"), "").unwrap_err();
@@ -207,7 +241,10 @@ fn a_root_that_cannot_be_made_leaves_nothing() {
         };
         let target = disks.base.join("root");
         let mounts_of_layers = [disks.layers.clone(), vec![empty]].concat();
-        let error = disks.storage.mount(&mounts_of_layers, &target).unwrap_err();
+        let error = disks
+            .storage
+            .mount(&mounts_of_layers, &target, None)
+            .unwrap_err();
         assert!(error.to_string().starts_with("mount erofs from"), "{error}");
         assert_eq!(disks.window.partitions(), 0);
         assert!(!target.exists());
@@ -215,10 +252,10 @@ fn a_root_that_cannot_be_made_leaves_nothing() {
 
         let mut other_size = disks.layers[0].clone();
         other_size.options[1] = "size=1048576".into();
-        let first = disks.storage.mount(&disks.layers, &target).unwrap();
+        let first = disks.storage.mount(&disks.layers, &target, None).unwrap();
         let clash = disks
             .storage
-            .mount(&[other_size], &disks.base.join("other"))
+            .mount(&[other_size], &disks.base.join("other"), None)
             .unwrap_err();
         assert!(matches!(clash, StorageError::Invalid(_)), "{clash}");
         disks.storage.unmount(first);
@@ -232,13 +269,19 @@ fn a_busy_layer_s_partition_goes_later() {
         let directory = tempfile::tempdir().unwrap();
         let mut disks = disks(directory.path());
         let target = disks.base.join("root");
-        let root = disks.storage.mount(&disks.layers[..1], &target).unwrap();
+        let root = disks
+            .storage
+            .mount(&disks.layers[..1], &target, None)
+            .unwrap();
         let open = fs::File::open(target.join("b")).unwrap();
         disks.storage.unmount(root);
         assert!(!target.exists());
         assert_eq!(disks.window.partitions(), 1);
         // The same layer again, while its old partition is busy.
-        let root = disks.storage.mount(&disks.layers[..1], &target).unwrap();
+        let root = disks
+            .storage
+            .mount(&disks.layers[..1], &target, None)
+            .unwrap();
         assert_eq!(fs::read_to_string(target.join("c")).unwrap(), "top");
         assert_eq!(disks.window.partitions(), 1);
         drop(open);
@@ -259,7 +302,7 @@ fn a_directory_can_be_a_root() {
         };
         let root = disks
             .storage
-            .mount(&[bind], &disks.base.join("root"))
+            .mount(&[bind], &disks.base.join("root"), None)
             .unwrap();
         assert_eq!(fs::read_to_string(root.path.join("c")).unwrap(), "top");
         disks.storage.unmount(root);

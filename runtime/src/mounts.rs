@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::LinuxIdMapping;
 use rustix::event::pause;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat};
 use rustix::io::Errno;
@@ -15,7 +16,9 @@ use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal
 
 use crate::copy::copy_contents;
 use crate::namespaces::write_mappings;
-use crate::plan::{IdMappings, MountKind, MountPlan, NamespaceKind, NamespacePlan, Plan};
+use crate::plan::{
+    IdMappings, MountKind, MountPlan, NamespaceKind, NamespacePlan, Plan, id_mappings,
+};
 use crate::process::message::{Stage, Step};
 use crate::process::reap;
 use crate::rootfs::{Root, attach, clone_tree, is_directory};
@@ -43,7 +46,7 @@ const OVER_PROC: &[&str] = &[
 #[derive(Debug)]
 pub(crate) struct Sources {
     /// Sources of bind mounts: in a user namespace of its own, the container's process can neither
-    /// reach every path of the host nor map ids.
+    /// reach every path of the host nor map ids. Message queues of the caller's IPC namespace too.
     trees: Vec<Option<OwnedFd>>,
     /// Where the host has mounted cgroup2: from within a cgroup namespace it cannot be told.
     cgroup: PathBuf,
@@ -54,8 +57,23 @@ impl Sources {
     pub(crate) fn open(plan: &Plan, cgroup: &Path) -> Step<Self> {
         let foreign = plan.namespaces.has_user();
         let open = |mount: &MountPlan| {
-            let MountKind::Bind { source, recursive } = &mount.kind else {
-                return Ok(None);
+            let (source, recursive) = match &mount.kind {
+                MountKind::Bind { source, recursive } => (source, recursive),
+                // Only the owner of an IPC namespace may show its queues.
+                MountKind::FileSystem {
+                    kind,
+                    source,
+                    options,
+                    ..
+                } if kind == "mqueue"
+                    && foreign
+                    && !plan.namespaces.is_private(NamespaceKind::Ipc) =>
+                {
+                    return new_file_system(kind, source, options, mount.attributes.set)
+                        .map(Some)
+                        .stage(|| format!("mount mqueue for {}", mount.destination.display()));
+                }
+                _ => return Ok(None),
             };
             if !foreign && mount.id_mapping.is_none() {
                 return Ok(None);
@@ -92,7 +110,7 @@ pub(crate) fn make(plan: &Plan, root: &Root, sources: &Sources) -> Step<()> {
                 source: path,
                 recursive,
             } => bind(root, mount, path, *recursive, source)?,
-            MountKind::FileSystem { .. } => file_system(plan, root, mount)?,
+            MountKind::FileSystem { .. } => file_system(plan, root, mount, source)?,
             MountKind::Cgroup => cgroup_file_system(plan, root, mount, &sources.cgroup)?,
             MountKind::Remount => {
                 let stage = || format!("change the mount on {}", mount.destination.display());
@@ -198,7 +216,7 @@ fn check_place(mount: &MountPlan, place: BorrowedFd<'_>) -> io::Result<()> {
     ))
 }
 
-fn file_system(plan: &Plan, root: &Root, mount: &MountPlan) -> Step<()> {
+fn file_system(plan: &Plan, root: &Root, mount: &MountPlan, opened: Option<&OwnedFd>) -> Step<()> {
     let MountKind::FileSystem {
         kind,
         source,
@@ -234,6 +252,9 @@ fn file_system(plan: &Plan, root: &Root, mount: &MountPlan) -> Step<()> {
         place = root
             .open_with(destination, flags, ResolveFlags::NO_SYMLINKS)
             .stage(stage)?;
+    }
+    if let Some(tree) = opened {
+        return place_tree(mount, tree.as_fd(), place.as_fd()).stage(stage);
     }
     let made = new_file_system(kind, source, &options, mount.attributes.set);
     let tree = match made {
@@ -359,6 +380,27 @@ fn is_block_device(path: &str) -> bool {
     use std::os::unix::fs::FileTypeExt;
     path.starts_with('/')
         && std::fs::metadata(path).is_ok_and(|data| data.file_type().is_block_device())
+}
+
+/// A detached copy of the mount on `path` that shows its files with other ids: those of a spec's
+/// `linux.uidMappings` and `linux.gidMappings`, from inside to outside.
+///
+/// # Errors
+/// What the kernel says, for file systems that cannot do this among others.
+pub fn mapped_mount(
+    path: &Path,
+    uids: &[LinuxIdMapping],
+    gids: &[LinuxIdMapping],
+) -> io::Result<OwnedFd> {
+    let mappings = |list: &[LinuxIdMapping]| id_mappings(&Some(list.to_vec()));
+    let tree = clone_tree(CWD, path, false)?;
+    let mapping = IdMappings {
+        uids: mappings(uids),
+        gids: mappings(gids),
+        recursive: false,
+    };
+    map_ids(tree.as_fd(), &mapping)?;
+    Ok(tree)
 }
 
 /// Shows the ids of the files of a detached tree through a mapping. The kernel takes a mapping in

@@ -424,7 +424,7 @@ fn hooks(spec: &Spec) -> Result<Hooks, PlanError> {
 }
 
 /// Mappings of a user namespace.
-fn id_mappings(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMapping> {
+pub(crate) fn id_mappings(mappings: &Option<Vec<LinuxIdMapping>>) -> Vec<IdMapping> {
     mappings
         .iter()
         .flatten()

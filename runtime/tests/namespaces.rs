@@ -205,6 +205,28 @@ fn a_user_namespace_is_made() {
 }
 
 #[test]
+fn a_user_namespace_sees_the_shared_queues_names_and_network() {
+    let mut bundle = Bundle::new(
+        "for n in ipc net uts; do readlink /proc/self/ns/$n; done; \
+         ls -d /sys/class/net /dev/mqueue; grep -c ' /dev/mqueue .* mqueue ' /proc/self/mountinfo",
+    );
+    map_users(&mut bundle);
+    for kind in ["ipc", "network", "uts"] {
+        bundle.without_namespace(kind);
+    }
+    bundle.spec["hostname"] = json!(null);
+    assert_eq!(
+        bundle.run(),
+        format!(
+            "{}\n{}\n{}\n/dev/mqueue\n/sys/class/net\n1\n",
+            own("ipc"),
+            own("net"),
+            own("uts")
+        )
+    );
+}
+
+#[test]
 fn a_process_is_added_to_a_user_namespace() {
     let mut bundle = Bundle::new("exec sleep 1000");
     map_users(&mut bundle);

@@ -72,11 +72,14 @@ pause_image() {
     image pause '{"Entrypoint":["/pause"]}' "$pause:gzip"
 }
 
-# install_busybox BINARY ROOT: the program with a link for each applet.
+# install_busybox BINARY ROOT LINK...: the program with a link for each applet, which
+# LINK makes: a command to which the link's path is added.
 install_busybox() {
-    install -m 755 "$1" "$2/bin/busybox"
-    "$1" --list-full | while read -r applet; do
-        [ "$applet" = bin/busybox ] || { mkdir -p "$2/$(dirname "$applet")"; ln -sf /bin/busybox "$2/$applet"; }
+    local binary=$1 root=$2 applet
+    shift 2
+    install -m 755 "$binary" "$root/bin/busybox"
+    "$binary" --list-full | while read -r applet; do
+        [ "$applet" = bin/busybox ] || { mkdir -p "$root/$(dirname "$applet")"; "$@" "$root/$applet"; }
     done
 }
 

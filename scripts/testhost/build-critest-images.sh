@@ -42,10 +42,11 @@ path=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 e2e=e2e-test-images
 cri_tools=k8s-staging-cri-tools
 
-# A busybox with the users that the official image has.
+# A busybox with the users that the official image has, and its hard links: what lies
+# in the path of one applet can be hidden without the others.
 base=$work/busybox
 skeleton "$base"
-install_busybox "$busybox" "$base"
+install_busybox "$busybox" "$base" ln -f "$base/bin/busybox"
 cat >"$base/etc/passwd" <<'PASSWD'
 root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false

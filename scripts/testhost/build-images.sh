@@ -48,7 +48,7 @@ pause_image
 
 busybox=$work/busybox
 skeleton "$busybox"
-install_busybox "$binary" "$busybox"
+install_busybox "$binary" "$busybox" ln -sf /bin/busybox
 image busybox "{\"Env\":[\"$path\"],\"Cmd\":[\"sh\"]}" "$busybox:gzip"
 
 # The first layer: a Debian, and what the next layers change or remove.

@@ -6,6 +6,7 @@ pub mod config;
 pub mod error;
 pub mod events;
 pub mod forward;
+pub mod features;
 pub mod guest;
 pub mod guest_spec;
 pub mod host;

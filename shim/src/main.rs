@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use containerd_shim::Flags;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
-use shim::{bootstrap, cleanup, server};
+use shim::{bootstrap, cleanup, features, server};
 
 /// The runtime type, as containerd's configuration has it.
 const NAME: &str = "io.containerd.joey.v2";
@@ -62,6 +62,7 @@ fn info() -> RuntimeInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Default::default()
         }),
+        features: MessageField::some(features::any()),
         ..Default::default()
     }
 }

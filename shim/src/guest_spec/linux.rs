@@ -60,9 +60,6 @@ pub(super) fn check_pod_namespaces(linux: &Linux) -> Result<(), SpecError> {
             return Err(SpecError::HostNamespace(name, setting));
         }
     }
-    if find(namespaces, LinuxNamespaceType::User).is_some() {
-        return Err(SpecError::UserNamespace);
-    }
     Ok(())
 }
 
@@ -79,10 +76,6 @@ pub(super) fn edit(
     pod: &Pod,
     disks: &mut Vec<DiskSource>,
 ) -> Result<Linux, SpecError> {
-    let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-    if mapped(host.uid_mappings()) || mapped(host.gid_mappings()) {
-        return Err(SpecError::UserNamespace);
-    }
     let namespaces = edit_namespaces(host.namespaces().as_deref().unwrap_or_default(), pod)?;
     let resources = host.resources().as_ref();
     let devices = edit_devices(
@@ -92,6 +85,11 @@ pub(super) fn edit(
     )?;
 
     let mut guest = Linux::default();
+    if find(&namespaces, LinuxNamespaceType::User).is_some() {
+        guest
+            .set_uid_mappings(host.uid_mappings().clone())
+            .set_gid_mappings(host.gid_mappings().clone());
+    }
     guest
         .set_namespaces(Some(namespaces))
         .set_devices(Some(devices))
@@ -172,7 +170,15 @@ fn edit_namespaces(host: &[LinuxNamespace], pod: &Pod) -> Result<Vec<LinuxNamesp
             .as_deref()
             .filter(|path| !path.as_os_str().is_empty());
         match namespace.typ() {
-            LinuxNamespaceType::User => return Err(SpecError::UserNamespace),
+            LinuxNamespaceType::User => {
+                if let Some(path) = path.filter(|path| !is_pods(path, pod, "user")) {
+                    return Err(foreign("user", path));
+                }
+                // The guest makes one for each container, all with the pod's ids.
+                let mut new = namespace.clone();
+                new.set_path(None);
+                guest.push(new);
+            }
             // The VM's own, which the whole pod shares. The network is that of
             // the pod even where containerd names a new one: the VM has no other.
             LinuxNamespaceType::Network => match path {

@@ -56,9 +56,6 @@ pub enum SpecError {
         /// Where it is bound.
         path: String,
     },
-    /// User namespaces and id-mapped mounts.
-    #[error("user namespaces are not supported: leave hostUsers unset or true")]
-    UserNamespace,
     /// Hooks run on the host, where the container is not.
     #[error("the OCI spec has {0} hooks, which cannot run for a container in a VM; remove them")]
     Hooks(&'static str),

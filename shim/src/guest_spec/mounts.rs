@@ -31,14 +31,6 @@ pub(super) fn edit(host: &[Mount], wanted: &mut Wanted) -> Result<Vec<Mount>, Sp
     let mut mounts = Vec::with_capacity(host.len());
     let mut room = MAX_FILES;
     for mount in host {
-        let mapped = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-        if has(mount, &["idmap", "ridmap"])
-            || mapped(mount.uid_mappings())
-            || mapped(mount.gid_mappings())
-        {
-            return Err(SpecError::UserNamespace);
-        }
-
         let kind = mount.typ().as_deref().unwrap_or("none");
         let bind = kind == "bind" || has(mount, &["bind", "rbind"]);
         let mut guest = Mount::default();
@@ -46,7 +38,9 @@ pub(super) fn edit(host: &[Mount], wanted: &mut Wanted) -> Result<Vec<Mount>, Sp
             .set_destination(mount.destination().clone())
             .set_typ(mount.typ().clone())
             .set_source(mount.source().clone())
-            .set_options(mount.options().clone());
+            .set_options(mount.options().clone())
+            .set_uid_mappings(mount.uid_mappings().clone())
+            .set_gid_mappings(mount.gid_mappings().clone());
         if bind {
             let source = mount
                 .source()

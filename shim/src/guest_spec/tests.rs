@@ -191,14 +191,7 @@ fn a_container_alone_in_its_vm_keeps_its_name() {
 }
 
 #[test]
-fn user_namespaces_hooks_and_devices_are_refused() {
-    let mut spec = cri_spec();
-    spec["linux"]["namespaces"]
-        .as_array_mut()
-        .unwrap()
-        .push(json!({"type": "user"}));
-    assert!(error(&spec).contains("user namespaces"));
-
+fn hooks_and_devices_are_refused() {
     let mut spec = cri_spec();
     spec["hooks"] = json!({"createRuntime": [{"path": "/usr/bin/hook"}]});
     assert!(error(&spec).contains("createRuntime"));
@@ -429,13 +422,33 @@ fn files_together_fit_one_message() {
 }
 
 #[test]
-fn id_mapped_mounts_are_refused() {
-    let spec = with_mount(json!({
+fn a_user_namespace_is_the_guests_with_the_pods_ids() {
+    let maps = json!([{"containerID": 0, "hostID": 1000, "size": 65536}]);
+    let mut spec = with_mount(json!({
         "destination": "/m", "type": "bind", "source": "/etc/hostname", "options": ["rbind"],
-        "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}],
-        "gidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}],
+        "uidMappings": maps, "gidMappings": maps,
     }));
-    assert!(error(&spec).contains("user namespaces"));
+    spec["linux"]["uidMappings"] = maps.clone();
+    spec["linux"]["gidMappings"] = maps.clone();
+    // Without the namespace the ids mean nothing.
+    let (guest, _) = edit(&spec).unwrap();
+    assert_eq!(guest["linux"]["uidMappings"], Value::Null);
+
+    let mut with_path = |path: &str| {
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "user");
+        namespaces.push(json!({"type": "user", "path": path}));
+        spec.clone()
+    };
+    let (guest, _) = edit(&with_path("/proc/4242/ns/user")).unwrap();
+    let list = guest["linux"]["namespaces"].as_array().unwrap();
+    let user = list.iter().find(|namespace| namespace["type"] == "user");
+    assert_eq!(user, Some(&json!({"type": "user"})));
+    assert_eq!(guest["linux"]["uidMappings"], maps);
+    assert_eq!(guest["linux"]["gidMappings"], maps);
+    assert_eq!(guest["mounts"][2]["uidMappings"], maps);
+    check_sandbox(&parse(with_path("/run/pinned").to_string().as_bytes()).unwrap()).unwrap();
+    assert!(error(&with_path("/proc/1/ns/user")).contains("/proc/1/ns/user"));
 }
 
 #[test]

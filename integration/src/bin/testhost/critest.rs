@@ -88,6 +88,9 @@ impl Run {
         fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
         let mut config = Config::with_joey()?;
         config.images = "testhost/build-critest-images.sh".into();
+        let guest = repository().join("integration/guest/critest");
+        // By itself too: the suite's own would lie over the tree's.
+        let containerd = "etc/containerd/config.toml";
         config.layer = config
             .layer
             .file(
@@ -95,7 +98,8 @@ impl Run {
                 "/usr/local/bin/critest",
                 0o755,
             )
-            .tree(repository().join("integration/guest/critest"));
+            .file(guest.join(containerd), format!("/{containerd}"), 0o644)
+            .tree(guest);
         let host = boot(&config)?;
         Ok(Run {
             handler: handler.to_owned(),
