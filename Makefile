@@ -12,13 +12,23 @@ GUEST_TARGET := x86_64-unknown-linux-gnu
 export JOEY_PARTS := $(CURDIR)/target/joey
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 
-.PHONY: demo test bench critest faults soak fuzz shell install clean build deps check
+.PHONY: demo test matrix bench critest faults soak fuzz shell install clean build deps check
 
 demo: build
 	$(TESTHOST) demo
 
+# The end-to-end suite runs whole with one combination of containerd and its ways,
+# and in part with the others; `make matrix` runs it whole with each.
 test: build
 	cargo test --workspace
+	for way in 2.1-shim 1.7-podsandbox; do \
+	    JOEY_E2E=$$way JOEY_E2E_BRIEF=1 cargo test -p integration --test e2e || exit 1; \
+	done
+
+matrix: build
+	for way in 2.1-podsandbox 2.1-shim 1.7-podsandbox; do \
+	    echo "== $$way"; JOEY_E2E=$$way cargo test -p integration --test e2e || exit 1; \
+	done
 
 bench: build
 	cargo build --release -p integration --bin bench

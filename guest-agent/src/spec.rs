@@ -13,8 +13,8 @@ use protocol::guest::File;
 use protocol::ids::{FILE_SOURCE, VOLUME_SOURCE};
 use thiserror::Error;
 
-use crate::volumes::Node;
 use crate::storage::IdMappings;
+use crate::volumes::Node;
 
 /// Why a spec cannot be used here.
 #[derive(Debug, Error)]

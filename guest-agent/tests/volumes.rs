@@ -2,6 +2,7 @@
 
 mod common;
 #[path = "common/machine.rs"]
+#[allow(dead_code)]
 mod machine;
 
 use std::fs;

@@ -22,7 +22,7 @@ pub const KINDS: [(&str, &str); 8] = [
     ),
     (
         "sockets and state",
-        "find /run/joey /run/containerd/s /run/containerd/io.containerd.runtime.v2.task -mindepth 2",
+        "find /run/joey /run/containerd/s /run/containerd/io.containerd.runtime.v2.task /run/containerd/io.containerd.sandbox.controller.v1.shim -mindepth 2",
     ),
     (
         "files",

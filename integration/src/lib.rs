@@ -5,6 +5,7 @@
 //! `testhost-init`, the test host's PID 1, over one TCP connection per command.
 
 pub mod channel;
+pub mod combination;
 #[cfg(feature = "drivers")]
 pub mod cri;
 pub mod critest;

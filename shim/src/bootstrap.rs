@@ -1,8 +1,10 @@
 //! `containerd-shim-joey-v2 start`: binds the pod's socket, leaves a process of
 //! ours behind that serves it, and tells containerd where.
 
+mod version;
+
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,7 +12,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use containerd_shim::{Flags, socket_address};
-use containerd_shim_protos::TASK_API_VERSION;
 use protocol::ids;
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,17 @@ const MALLOC: [(&str, &str); 2] = [
     ("MALLOC_ARENA_MAX", "1"),
     ("MALLOC_TRIM_THRESHOLD_", "131072"),
 ];
+
+/// The file in a bundle from which containerd 1.7 learns our address when it is
+/// started anew.
+const ADDRESS: &str = "address";
+
+/// The file in a bundle that keeps the runtime handler's options for the server: the
+/// Sandbox API hands them to `start` alone.
+pub const OPTIONS: &str = "joey-options";
+
+/// Most options that are read, in bytes.
+const MAX_OPTIONS: u64 = 1 << 20;
 
 /// Why no process could be left behind.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +49,12 @@ pub enum BootstrapError {
     /// The bundle is unreadable.
     #[error("cannot read {}", .0.display())]
     Bundle(PathBuf, #[source] io::Error),
+    /// The bundle cannot be written to.
+    #[error("cannot write {}", .0.display())]
+    Write(PathBuf, #[source] io::Error),
+    /// containerd's options cannot be read.
+    #[error("cannot read the runtime's options from standard input")]
+    Options(#[source] io::Error),
     /// The bundle's spec is not JSON.
     #[error("{} is not valid", .0.display())]
     Spec(PathBuf, #[source] serde_json::Error),
@@ -76,11 +94,20 @@ struct Annotations {
 /// server cannot be started.
 pub fn start(flags: &Flags, bundle: &Path) -> Result<Answer, BootstrapError> {
     check(flags)?;
-    let group = group(flags, bundle)?;
+    let spec = annotations(bundle)?;
+    let group = group(flags, spec.as_ref())?;
     let address = address(flags, &group);
     let path = socket_path(&address);
+    let keep = |name: &str, content: &[u8]| {
+        let file = bundle.join(name);
+        fs::write(&file, content).map_err(|error| BootstrapError::Write(file, error))
+    };
+    keep(ADDRESS, address.as_bytes())?;
+    if spec.is_none() {
+        keep(OPTIONS, &options()?)?;
+    }
     let answer = Answer {
-        version: TASK_API_VERSION,
+        version: version::for_caller(),
         address: address.clone(),
         protocol: "ttrpc",
     };
@@ -130,18 +157,31 @@ pub fn socket_path(address: &str) -> PathBuf {
     address.strip_prefix("unix://").unwrap_or(address).into()
 }
 
-/// The id of the sandbox whose process serves this bundle.
-fn group(flags: &Flags, bundle: &Path) -> Result<String, BootstrapError> {
+/// What containerd writes to standard input: the handler's options, an `Any`.
+fn options() -> Result<Vec<u8>, BootstrapError> {
+    let mut options = Vec::new();
+    io::stdin()
+        .take(MAX_OPTIONS)
+        .read_to_end(&mut options)
+        .map_err(BootstrapError::Options)?;
+    Ok(options)
+}
+
+/// The bundle's annotations; `None`: it has no spec, as a sandbox of the Sandbox
+/// API has not.
+fn annotations(bundle: &Path) -> Result<Option<Annotations>, BootstrapError> {
     let path = bundle.join("config.json");
     let json = match fs::read(&path) {
         Ok(json) => json,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(BootstrapError::Bundle(path, error)),
     };
-    let spec: Annotations = match serde_json::from_slice(&json) {
-        Ok(spec) => spec,
-        Err(error) => return Err(BootstrapError::Spec(path, error)),
-    };
-    match spec.annotations.get(SANDBOX_ID) {
+    serde_json::from_slice(&json).map_err(|error| BootstrapError::Spec(path, error))
+}
+
+/// The id of the sandbox whose process serves a bundle.
+fn group(flags: &Flags, spec: Option<&Annotations>) -> Result<String, BootstrapError> {
+    match spec.and_then(|spec| spec.annotations.get(SANDBOX_ID)) {
         Some(sandbox) if !ids::is_valid(sandbox) => Err(BootstrapError::Flag {
             flag: SANDBOX_ID,
             value: sandbox.clone(),
@@ -255,7 +295,7 @@ mod tests {
     #[test]
     fn the_answer_is_what_containerd_parses() {
         let answer = Answer {
-            version: TASK_API_VERSION,
+            version: 3,
             address: "unix:///run/containerd/s/0".into(),
             protocol: "ttrpc",
         };
@@ -271,21 +311,25 @@ mod tests {
         let write = |json: &str| fs::write(bundle.path().join("config.json"), json).unwrap();
         let flags = flags(&["-namespace", "n", "-id", "c1"]);
         write(r#"{"annotations": {"io.kubernetes.cri.sandbox-id": "s1"}}"#);
-        assert_eq!(group(&flags, bundle.path()).unwrap(), "s1");
+        let group = || group(&flags, annotations(bundle.path())?.as_ref());
+        assert_eq!(group().unwrap(), "s1");
         // Its sandbox is not there.
         assert!(matches!(
             start(&flags, bundle.path()),
             Err(BootstrapError::NoSandbox(_))
         ));
+        // Where it would be, though, is known.
+        let known = fs::read_to_string(bundle.path().join(ADDRESS)).unwrap();
+        assert_eq!(known, address(&flags, "s1"));
         write("{}");
-        assert_eq!(group(&flags, bundle.path()).unwrap(), "c1");
+        assert_eq!(group().unwrap(), "c1");
         write(r#"{"annotations": {"io.kubernetes.cri.sandbox-id": "../s1"}}"#);
-        assert!(group(&flags, bundle.path()).is_err());
+        assert!(group().is_err());
         write("[");
-        assert!(matches!(
-            group(&flags, bundle.path()),
-            Err(BootstrapError::Spec(..))
-        ));
+        assert!(matches!(group(), Err(BootstrapError::Spec(..))));
+        // A sandbox of the Sandbox API.
+        fs::remove_file(bundle.path().join("config.json")).unwrap();
+        assert_eq!(group().unwrap(), "c1");
     }
 
     #[test]

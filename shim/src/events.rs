@@ -12,22 +12,26 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc::{self, context};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 
 use crate::telemetry;
 
 /// How long containerd may take to answer.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-/// Rests between attempts: containerd may be restarting. Then the event is given
-/// up: a containerd that comes back later asks for the state anyway.
-const RESTS: [Duration; 6] = [
+/// Rests between attempts, the last one again and again: events wait for a containerd
+/// that is away. One that is there and refuses an event is asked this often.
+const RESTS: [Duration; 5] = [
     Duration::from_millis(100),
+    Duration::from_millis(250),
     Duration::from_millis(500),
+    Duration::from_secs(1),
     Duration::from_secs(2),
-    Duration::from_secs(5),
-    Duration::from_secs(10),
-    Duration::from_secs(30),
 ];
+
+/// Most events that wait. Those that come then are lost: a containerd that comes back
+/// asks for the state anyway.
+const WAITING: usize = 1024;
 
 /// Where events go: containerd, or a test's list.
 pub trait Forward: Send + 'static {
@@ -87,7 +91,7 @@ impl Forward for Containerd {
 #[derive(Clone, Debug)]
 pub struct Publisher {
     namespace: String,
-    queue: mpsc::UnboundedSender<Item>,
+    queue: mpsc::Sender<Item>,
 }
 
 /// What is in the queue.
@@ -102,7 +106,7 @@ impl Publisher {
     /// A queue of its own for `namespace`, emptied by a task as long as there are
     /// publishers.
     pub fn new(namespace: &str, to: impl Forward) -> Self {
-        let (queue, items) = mpsc::unbounded_channel();
+        let (queue, items) = mpsc::channel(WAITING);
         tokio::spawn(deliver(items, to));
         Self {
             namespace: namespace.to_owned(),
@@ -113,7 +117,7 @@ impl Publisher {
     /// Waits until everything queued so far is delivered or given up.
     pub async fn flush(&self) {
         let (done, flushed) = oneshot::channel();
-        let _ = self.queue.send(Item::Flush(done));
+        let _ = self.queue.send(Item::Flush(done)).await;
         // An error means that the task is gone, and the queue with it.
         let _ = flushed.await;
     }
@@ -142,15 +146,22 @@ impl Publisher {
             event: MessageField::some(any),
             ..Default::default()
         };
-        // The receiver goes only with the whole shim.
-        let _ = self.queue.send(Item::Event(Box::new(ForwardRequest {
+        let item = Item::Event(Box::new(ForwardRequest {
             envelope: MessageField::some(envelope),
             ..Default::default()
-        })));
+        }));
+        // The receiver goes only with the whole shim.
+        if let Err(TrySendError::Full(Item::Event(lost))) = self.queue.try_send(item) {
+            let topic = &lost.envelope.topic;
+            tracing::error!(
+                topic,
+                "containerd is away and {WAITING} events wait for it: lost"
+            );
+        }
     }
 }
 
-async fn deliver(mut items: mpsc::UnboundedReceiver<Item>, mut to: impl Forward) {
+async fn deliver(mut items: mpsc::Receiver<Item>, mut to: impl Forward) {
     while let Some(item) = items.recv().await {
         let request = match item {
             Item::Event(request) => request,
@@ -163,17 +174,19 @@ async fn deliver(mut items: mpsc::UnboundedReceiver<Item>, mut to: impl Forward)
         let mut rests = RESTS.iter();
         while let Err(error) = to.forward(&request).await {
             let topic = &request.envelope.topic;
-            match rests.next() {
-                Some(rest) => {
+            let rest = match (rests.next(), &error) {
+                (Some(rest), _) => {
                     telemetry::event_retry();
                     tracing::warn!(topic, %error, "containerd did not take an event: trying again");
-                    tokio::time::sleep(*rest).await;
+                    rest
                 }
-                None => {
-                    tracing::error!(topic, %error, "containerd did not take an event: giving it up");
+                (None, ttrpc::Error::RpcStatus(_)) => {
+                    tracing::error!(topic, %error, "containerd refuses an event: giving it up");
                     break;
                 }
-            }
+                (None, _) => &RESTS[RESTS.len() - 1],
+            };
+            tokio::time::sleep(*rest).await;
         }
     }
 }
@@ -196,13 +209,19 @@ mod tests {
     struct List {
         taken: Arc<Mutex<Vec<ForwardRequest>>>,
         failures: usize,
+        /// Whether they are containerd's answers.
+        refusals: bool,
     }
 
     impl Forward for List {
         async fn forward(&mut self, request: &ForwardRequest) -> Result<(), ttrpc::Error> {
             if self.failures > 0 {
                 self.failures -= 1;
-                return Err(ttrpc::Error::RemoteClosed);
+                return Err(if self.refusals {
+                    ttrpc::Error::RpcStatus(ttrpc::get_status(ttrpc::Code::INTERNAL, "no"))
+                } else {
+                    ttrpc::Error::RemoteClosed
+                });
             }
             self.taken.lock().unwrap().push(request.clone());
             Ok(())
@@ -212,7 +231,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn events_arrive_in_order_though_containerd_restarts() {
         let list = List {
-            failures: 3,
+            failures: 1000,
             ..Default::default()
         };
         let publisher = Publisher::new("k8s.io", list.clone());
@@ -244,9 +263,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_containerd_that_stays_away_costs_no_more_than_so_many_events() {
+        let list = List {
+            failures: 10,
+            ..Default::default()
+        };
+        let publisher = Publisher::new("n", list.clone());
+        for pid in 0..2 * WAITING {
+            publisher.publish(&TaskStart {
+                pid: pid as u32,
+                ..Default::default()
+            });
+        }
+        publisher.flush().await;
+        let taken = list.taken.lock().unwrap();
+        assert_eq!(taken.len(), WAITING);
+        let first = TaskStart::parse_from_bytes(&taken[0].envelope.event.value).unwrap();
+        assert_eq!(first.pid, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_event_that_is_never_taken_does_not_block_the_next() {
         let list = List {
             failures: RESTS.len() + 1,
+            refusals: true,
             ..Default::default()
         };
         let publisher = Publisher::new("n", list.clone());

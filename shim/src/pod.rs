@@ -1,5 +1,7 @@
-//! What a pod asks for, read from its sandbox's OCI spec: size, network, DNS,
-//! name.
+//! What a pod asks for: size, network, DNS, name. Read here from its sandbox's OCI
+//! spec (podsandbox), in [`cri`] from its CRI configuration (Sandbox API).
+
+pub mod cri;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -9,6 +11,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use protocol::guest::{ConfigureRequest, Dns, Interface, Route};
 
 use crate::config::Config;
+use crate::guest_spec::{self, SpecError};
 
 /// containerd's annotations.
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -53,10 +56,74 @@ pub fn annotation<'a>(spec: &'a Spec, key: &str) -> Option<&'a str> {
     spec.annotations().as_ref()?.get(key).map(String::as_str)
 }
 
-/// The pod's name and Kubernetes namespace; empty without a pod.
-pub fn name(spec: &Spec) -> (String, String) {
-    let text = |key| annotation(spec, key).unwrap_or_default().to_owned();
-    (text(SANDBOX_NAME), text(SANDBOX_NAMESPACE))
+/// What a sandbox is made by, whichever of containerd's services asked for it.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    /// Its name and Kubernetes namespace; empty without a pod.
+    pub name: (String, String),
+    /// The network namespace that the CNI set up, if the pod has one.
+    pub netns: Option<PathBuf>,
+    /// As the OCI spec names it.
+    pub cgroups_path: PathBuf,
+    /// Of the VM.
+    pub size: Size,
+    /// The pod's name; empty: the host's.
+    pub hostname: String,
+    /// The resolver's settings; `None`: containers bring their own.
+    pub dns: Option<Dns>,
+    /// For the whole guest.
+    pub sysctls: HashMap<String, String>,
+    /// What containers find in /etc unless they mount something else there.
+    /// containerd mounts its own unless the Sandbox API is used.
+    pub etc: Option<Etc>,
+}
+
+/// Files that containerd writes for a sandbox that is a task, and leaves to the
+/// shim otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Etc {
+    /// `/etc/hostname`.
+    pub hostname: String,
+    /// `/etc/hosts`.
+    pub hosts: Vec<u8>,
+    /// `/etc/resolv.conf`.
+    pub resolv_conf: Vec<u8>,
+}
+
+impl PodSpec {
+    /// By the OCI spec of a sandbox, or of a container that has one to itself.
+    ///
+    /// # Errors
+    /// When a sandbox is to have a namespace of the host.
+    pub fn of_oci(
+        spec: &Spec,
+        namespace: &str,
+        id: &str,
+        config: &Config,
+    ) -> Result<Self, SpecError> {
+        if Kind::of(spec) == Kind::Sandbox {
+            guest_spec::check_sandbox(spec)?;
+        }
+        let text = |key| annotation(spec, key).unwrap_or_default().to_owned();
+        Ok(Self {
+            name: (text(SANDBOX_NAME), text(SANDBOX_NAMESPACE)),
+            netns: netns(spec),
+            cgroups_path: cgroups_path(spec, namespace, id),
+            size: Size::of(spec, config),
+            hostname: spec.hostname().clone().unwrap_or_default(),
+            dns: dns(spec),
+            sysctls: sysctls(spec),
+            etc: None,
+        })
+    }
+}
+
+/// A pod's limits, as far as they decide how large its VM is.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    memory: Option<i64>,
+    cpu_quota: Option<i64>,
+    cpu_period: Option<u64>,
 }
 
 /// How large the pod's VM is.
@@ -81,23 +148,30 @@ impl Size {
             .and_then(|linux| linux.resources().as_ref())
             .filter(|_| Kind::of(spec) == Kind::Alone);
         let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-        let memory = number(MEMORY).or_else(|| resources?.memory().as_ref()?.limit());
-        let quota = number(CPU_QUOTA).or_else(|| cpu?.quota());
-        let period = number(CPU_PERIOD)
-            .and_then(|period| u64::try_from(period).ok())
-            .or_else(|| cpu?.period())
+        let limits = Limits {
+            memory: number(MEMORY).or_else(|| resources?.memory().as_ref()?.limit()),
+            cpu_quota: number(CPU_QUOTA).or_else(|| cpu?.quota()),
+            cpu_period: number(CPU_PERIOD)
+                .and_then(|period| u64::try_from(period).ok())
+                .or_else(|| cpu?.period()),
+        };
+        Self::within(&limits, config)
+    }
+
+    fn within(limits: &Limits, config: &Config) -> Self {
+        let period = limits
+            .cpu_period
             .filter(|period| *period > 0)
             .unwrap_or(DEFAULT_PERIOD);
-
         let positive = |limit: Option<i64>| {
             limit
                 .and_then(|limit| u64::try_from(limit).ok())
                 .filter(|limit| *limit > 0)
         };
-        let limit_mib = positive(memory).map_or(0, |bytes| bytes.div_ceil(1 << 20));
+        let limit_mib = positive(limits.memory).map_or(0, |bytes| bytes.div_ceil(1 << 20));
         let wanted_mib = u64::from(config.memory_mib) + limit_mib;
-        let wanted_vcpus =
-            positive(quota).map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period));
+        let wanted_vcpus = positive(limits.cpu_quota)
+            .map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period));
         let memory_mib = u64::from(config.guest_memory_mib()).min(wanted_mib) as u32;
         let vcpus = wanted_vcpus.clamp(1, u64::from(config.guest_vcpus())) as u8;
         if wanted_mib > u64::from(memory_mib) {
@@ -117,7 +191,7 @@ impl Size {
 }
 
 /// The network namespace that the CNI set up, if the pod has one.
-pub fn netns(spec: &Spec) -> Option<PathBuf> {
+fn netns(spec: &Spec) -> Option<PathBuf> {
     spec.linux()
         .as_ref()?
         .namespaces()
@@ -130,7 +204,7 @@ pub fn netns(spec: &Spec) -> Option<PathBuf> {
 }
 
 /// The pod's cgroup; containerd always names one, else it is one of ours.
-pub fn cgroups_path(spec: &Spec, namespace: &str, id: &str) -> PathBuf {
+fn cgroups_path(spec: &Spec, namespace: &str, id: &str) -> PathBuf {
     spec.linux()
         .as_ref()
         .and_then(|linux| linux.cgroups_path().clone())
@@ -140,7 +214,7 @@ pub fn cgroups_path(spec: &Spec, namespace: &str, id: &str) -> PathBuf {
 
 /// Everything that the guest is told before its first container.
 pub fn configuration(
-    spec: &Spec,
+    pod: &PodSpec,
     id: &str,
     endpoint: Option<&Endpoint>,
     clock_ns: u64,
@@ -148,13 +222,13 @@ pub fn configuration(
 ) -> ConfigureRequest {
     ConfigureRequest {
         sandbox_id: id.to_owned(),
-        hostname: hostname(spec),
-        dns: dns(spec).into(),
+        hostname: hostname(&pod.hostname),
+        dns: pod.dns.clone().into(),
         interfaces: endpoint.map(interface).into_iter().collect(),
         routes: endpoint
             .map(|endpoint| endpoint.routes.iter().map(route).collect())
             .unwrap_or_default(),
-        sysctls: sysctls(spec),
+        sysctls: pod.sysctls.clone(),
         clock_ns,
         entropy,
         shm_bytes: 0,
@@ -165,14 +239,14 @@ pub fn configuration(
 }
 
 /// The pod's name; a pod without one has the host's, as with any runtime.
-fn hostname(spec: &Spec) -> String {
-    match spec.hostname() {
-        Some(name) if !name.is_empty() => name.clone(),
-        _ => nix::unistd::gethostname()
-            .ok()
-            .and_then(|name| name.into_string().ok())
-            .unwrap_or_default(),
+fn hostname(name: &str) -> String {
+    if !name.is_empty() {
+        return name.to_owned();
     }
+    nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default()
 }
 
 fn sysctls(spec: &Spec) -> HashMap<String, String> {
@@ -346,14 +420,15 @@ mod tests {
             neighbours: vec![],
         };
         let spec = spec(json!({}));
-        let request = configuration(&spec, "abc", Some(&endpoint), 7, vec![1]);
+        let pod = PodSpec::of_oci(&spec, "n", "abc", &Config::default()).unwrap();
+        let request = configuration(&pod, "abc", Some(&endpoint), 7, vec![1]);
         assert_eq!(request.hostname, "web-0");
         assert_eq!(request.interfaces[0].addresses, ["10.1.0.2/24"]);
         assert_eq!(request.interfaces[0].mac, [2, 0, 0, 0, 0, 1]);
         assert_eq!(request.routes[0].gateway, "10.1.0.1");
         assert!(request.routes[0].onlink);
         assert_eq!(request.sysctls["net.ipv4.ip_unprivileged_port_start"], "0");
-        assert_eq!(netns(&spec).unwrap().to_str(), Some("/run/netns/cni-1"));
-        assert_eq!(cgroups_path(&spec, "n", "abc").to_str(), Some("/n/abc"));
+        assert_eq!(pod.netns.unwrap().to_str(), Some("/run/netns/cni-1"));
+        assert_eq!(pod.cgroups_path.to_str(), Some("/n/abc"));
     }
 }

@@ -77,6 +77,25 @@ impl Process {
 
     /// It ended: containerd is told and waiters wake, once.
     pub fn finish(&self, exit: Exit, publisher: &Publisher) {
+        self.end(exit, |pid| {
+            publisher.publish(&TaskExit {
+                container_id: self.container.clone(),
+                id: self.id().to_owned(),
+                pid,
+                exit_status: exit.status,
+                exited_at: MessageField::some(timestamp(exit.at)),
+                ..Default::default()
+            });
+        });
+    }
+
+    /// As [`Process::finish`], for a sandbox that is no task: containerd waits for
+    /// its end and expects no event.
+    pub fn finish_silently(&self, exit: Exit) {
+        self.end(exit, |_| {});
+    }
+
+    fn end(&self, exit: Exit, tell: impl FnOnce(u32)) {
         let pid = {
             let mut state = self.state();
             if state.exited(exit) != Exited::Now {
@@ -84,14 +103,7 @@ impl Process {
             }
             state.pid()
         };
-        publisher.publish(&TaskExit {
-            container_id: self.container.clone(),
-            id: self.id().to_owned(),
-            pid,
-            exit_status: exit.status,
-            exited_at: MessageField::some(timestamp(exit.at)),
-            ..Default::default()
-        });
+        tell(pid);
         self.exited.send_replace(Some(exit));
     }
 

@@ -11,20 +11,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use containerd_shim::Flags;
-use containerd_shim_protos::shim_async::create_task;
 use containerd_shim_protos::ttrpc::asynchronous::Server;
 use containerd_shim_protos::ttrpc::asynchronous::transport::Listener;
 use nix::unistd::{dup2_stderr, dup2_stdin, setsid};
-use protocol::shim_ttrpc::create_shim;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use crate::bootstrap::{address, socket_path};
 use crate::events::{Containerd, Publisher};
 use crate::logging;
-use crate::service::Pod;
-use crate::service::node::NodeService;
-use crate::service::task::TaskService;
+use crate::service::{self, Pod};
 
 /// Where containerd takes events, in our environment.
 const EVENTS_VARIABLE: &str = "TTRPC_ADDRESS";
@@ -78,12 +74,9 @@ async fn serve(flags: &Flags, listener: UnixListener) -> anyhow::Result<()> {
     let publisher = Publisher::new(&flags.namespace, Containerd::new(&containerd));
     let socket = socket_path(&address(flags, &flags.id));
     let pod = Arc::new(Pod::new(&flags.namespace, &socket, publisher.clone()));
-    let service = Arc::new(TaskService::new(pod.clone()));
-    let node = Arc::new(NodeService::new(pod.clone()));
     let mut server = Server::new()
         .add_listener(Listener::try_from(listener).context("the pod's socket")?)
-        .register_service(create_task(service))
-        .register_service(create_shim(node));
+        .register_service(service::all(&pod));
     server.start().await.context("serving")?;
     tracing::debug!(id = flags.id, "serving");
 

@@ -283,9 +283,7 @@ impl Vm {
         match tokio::time::timeout(READY_TIME, events.recv()).await {
             Ok(Some(vmm::Event::Ready)) => Ok(()),
             // No file system is attached before the agent is there, so that is as bad.
-            Ok(Some(vmm::Event::Stopped { reason } | vmm::Event::FsLost { reason })) => {
-                Err(reason)
-            }
+            Ok(Some(vmm::Event::Stopped { reason } | vmm::Event::FsLost { reason })) => Err(reason),
             Ok(None) => Err(format!("the VMM has died; {DOCTOR}")),
             Err(_) => Err(format!(
                 "nothing was heard of it for {} s; {DOCTOR}",

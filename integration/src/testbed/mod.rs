@@ -23,6 +23,7 @@ pub use qemu::Acceleration;
 pub use scripts::{build, repository};
 pub use session::{Event, Input, Session};
 
+use crate::combination::Combination;
 use qemu::{Disks, Qemu};
 
 /// Why the test host did not do what it was asked to.
@@ -153,7 +154,7 @@ pub struct TestHost {
 
 impl TestHost {
     /// The test host of this process, booted at first use, with joey installed and
-    /// containerd running.
+    /// the containerd of [`Combination::of_this_run`] running.
     ///
     /// # Panics
     /// When it does not come up: no test can go on without it.
@@ -162,7 +163,8 @@ impl TestHost {
         static SHARED: OnceLock<Result<TestHost, Error>> = OnceLock::new();
         let boot = || {
             let host = TestHost::boot(&Config::with_joey()?)?;
-            host.start_containerd()?;
+            let version = Combination::of_this_run().containerd;
+            host.check(&format!("start-containerd {version}"))?;
             Ok(host)
         };
         match SHARED.get_or_init(boot) {
@@ -195,7 +197,7 @@ impl TestHost {
         Ok(TestHost { qemu, token })
     }
 
-    /// Starts containerd and the registry (127.0.0.1:5000, with the images
+    /// Starts the suite's containerd and the registry (127.0.0.1:5000, with the images
     /// `pause`, `busybox` and `debian`) and waits until they serve. To be called
     /// once.
     pub fn start_containerd(&self) -> Result<(), Error> {

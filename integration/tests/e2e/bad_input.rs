@@ -5,7 +5,7 @@ use integration::testbed::Acceleration;
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::cri::{BUSYBOX, Pod, fails, run, sh};
+use crate::cri::{BUSYBOX, Pod, fails, handler, run, sh};
 use crate::leaks;
 use crate::trial;
 use crate::volumes::{HostDir, mount, start};
@@ -60,7 +60,10 @@ fn runp_fails(change: &str, undo: &str, says: &[&str]) {
     let before = leaks::snapshot();
     sh(change);
     let config = Pod::write_config(json!({}));
-    let output = run(&format!("timeout 60 crictl runp --runtime joey {config}"));
+    let output = run(&format!(
+        "timeout 60 crictl runp --runtime {} {config}",
+        handler()
+    ));
     sh(undo);
     let message = format!(
         "{}{}",
@@ -202,7 +205,7 @@ fn image_command_is_missing() {
         ("/etc/passwd", "permission denied"),
     ] {
         let mut told = Vec::new();
-        for handler in ["joey", "runc"] {
+        for handler in [handler(), "runc"] {
             let pod = Pod::with(handler, json!({}));
             let container = pod.create(BUSYBOX, json!({"command": [command]}));
             let said = fails(&format!("crictl start {}", container.id));
@@ -221,7 +224,7 @@ fn host_network_is_refused() {
     let config = Pod::write_config(
         json!({"linux": {"security_context": {"namespace_options": {"network": 2}}}}),
     );
-    let said = fails(&format!("crictl runp --runtime joey {config}"));
+    let said = fails(&format!("crictl runp --runtime {} {config}", handler()));
     assert!(said.contains("host's network namespace"), "{said}");
     sh("crictl pods -q --state NotReady | xargs -r crictl rmp -f");
     assert_eq!(leaks::snapshot(), before);

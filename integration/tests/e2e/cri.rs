@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use integration::combination::Combination;
 use integration::testbed::{Output, TestHost};
 use serde_json::{Value, json};
 
@@ -12,12 +13,17 @@ pub const DEBIAN: &str = "127.0.0.1:5000/debian:latest";
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
+/// The runtime handler of this run.
+pub fn handler() -> &'static str {
+    Combination::of_this_run().handler
+}
+
 /// Boots the test host with joey in it and pulls the image that most tests run.
 pub fn prepare() {
     sh(&format!("crictl pull {BUSYBOX}"));
     // The first pod of a host makes what all later ones share: the CNI's bridge,
     // the parent cgroup, the formatted scratch.
-    for handler in ["runc", "joey"] {
+    for handler in ["runc", handler()] {
         drop(Pod::with(handler, json!({})));
     }
 }
@@ -69,9 +75,9 @@ pub struct Container {
 }
 
 impl Pod {
-    /// Runs a pod with the `joey` handler.
+    /// Runs a pod with joey's handler.
     pub fn run() -> Pod {
-        Pod::with("joey", json!({}))
+        Pod::with(handler(), json!({}))
     }
 
     /// Runs a pod with this handler; `extra` is merged into the sandbox's config.

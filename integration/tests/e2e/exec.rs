@@ -4,7 +4,7 @@ use integration::channel::Size;
 use integration::testbed::TestHost;
 use libtest_mimic::Trial;
 
-use crate::cri::{BUSYBOX, Pod, fails, sh, text};
+use crate::cri::{BUSYBOX, Pod, fails, handler, sh, text};
 use crate::trial;
 
 pub fn trials() -> Vec<Trial> {
@@ -87,7 +87,7 @@ fn missing_command_is_told_as_by_runc() {
         ("/etc/passwd", "permission denied"),
     ] {
         let mut told = Vec::new();
-        for handler in ["joey", "runc"] {
+        for handler in [handler(), "runc"] {
             let pod = Pod::with(handler, serde_json::json!({}));
             let container = pod.start(BUSYBOX, &["sleep", "1000"]);
             told.push(fails(&format!("crictl exec {} {command}", container.id)));

@@ -14,6 +14,18 @@ pub fn snapshot() -> Snapshot {
     snapshot
 }
 
+/// Waits until the host is as it was: what containerd removes in the background is
+/// gone soon, what leaks stays.
+pub fn settled(before: &Snapshot) {
+    for _ in 0..100 {
+        if snapshot() == *before {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    assert_eq!(&snapshot(), before);
+}
+
 /// Compares the host with how it was before the first test.
 pub fn trials(before: Option<Snapshot>) -> Vec<Trial> {
     let check = move || {

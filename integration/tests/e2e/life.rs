@@ -4,7 +4,7 @@
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::cri::{BUSYBOX, Container, Pod, fails, run, sh};
+use crate::cri::{BUSYBOX, Container, Pod, fails, handler, run, sh};
 use crate::leaks;
 use crate::trial;
 
@@ -109,7 +109,7 @@ fn guest_panic_is_explained() {
     let before = leaks::snapshot();
     {
         let privileged = json!({"linux": {"security_context": {"privileged": true}}});
-        let pod = Pod::with("joey", privileged);
+        let pod = Pod::with(handler(), privileged);
         let container = pod.create(
             BUSYBOX,
             json!({

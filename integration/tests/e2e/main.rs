@@ -1,5 +1,6 @@
 //! End to end: containerd, crictl and a registry in the test host drive pods
-//! through the `joey` handler. After all of them the leak checker looks for what
+//! through joey's handler, in one of the combinations of containerd and its ways to
+//! drive a sandbox ([`integration::combination`]). After all of them the leak checker looks for what
 //! they left; it must come last, hence the harness of our own.
 
 mod bad_input;
@@ -9,19 +10,42 @@ mod leaks;
 mod life;
 mod network;
 mod pods;
-mod resources;
 mod ports;
+mod resources;
+mod restart;
 mod storage;
 mod streams;
 mod volumes;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+/// What JOEY_E2E_BRIEF leaves: whatever depends on how containerd drives a sandbox.
+const BRIEF: [&str; 10] = [
+    "pods::whole_life",
+    "pods::two_containers",
+    "pods::stop_asks",
+    "resources::the_vm_is_as_large",
+    "exec::exit_codes",
+    "streams::stdout_and_stderr",
+    "network::pods_and_host",
+    "network::dns_of_the_pod",
+    "restart::",
+    "bad_input::host_network",
+];
+
 fn main() {
     let mut arguments = Arguments::from_args();
     // The test host has one CPU, emulated where KVM is missing: side by side the
     // tests would only wait for each other.
     arguments.test_threads.get_or_insert(1);
+    // Some tests are about joey and not about how containerd drives it: one
+    // combination is enough for those where all of them would take too long.
+    let brief = std::env::var_os("JOEY_E2E_BRIEF").is_some();
+    let chosen = |trials: Vec<Trial>| -> Vec<Trial> {
+        let all = trials.into_iter();
+        all.filter(|trial| !brief || BRIEF.iter().any(|name| trial.name().starts_with(name)))
+            .collect()
+    };
     let trials = [
         pods::trials(),
         exec::trials(),
@@ -37,11 +61,11 @@ fn main() {
         cri::prepare();
         leaks::snapshot()
     });
-    let together = libtest_mimic::run(&arguments, trials.into_iter().flatten().collect());
+    let together = libtest_mimic::run(&arguments, chosen(trials.into_iter().flatten().collect()));
     // These change the host under everybody's feet, so they never run side by side.
     arguments.test_threads = Some(1);
-    let alone = [resources::alone(), bad_input::trials()];
-    let alone = libtest_mimic::run(&arguments, alone.into_iter().flatten().collect());
+    let alone = [resources::alone(), restart::trials(), bad_input::trials()];
+    let alone = libtest_mimic::run(&arguments, chosen(alone.into_iter().flatten().collect()));
     let last = libtest_mimic::run(&arguments, leaks::trials(before));
     if [together, alone, last]
         .iter()

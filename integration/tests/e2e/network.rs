@@ -3,7 +3,7 @@
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::cri::{BUSYBOX, Container, Pod, sh};
+use crate::cri::{BUSYBOX, Container, Pod, handler, sh};
 use crate::trial;
 
 pub fn trials() -> Vec<Trial> {
@@ -80,7 +80,7 @@ fn pods_and_host_reach_each_other() {
 
 fn dns_of_the_pod_is_in_the_container() {
     let pod = Pod::with(
-        "joey",
+        handler(),
         json!({"dns_config": {"servers": ["192.0.2.53"], "searches": ["svc.test"], "options": ["ndots:3"]}}),
     );
     let container = pod.start(BUSYBOX, &["sleep", "1000"]);

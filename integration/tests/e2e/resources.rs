@@ -4,7 +4,7 @@
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::cri::{BUSYBOX, Container, Pod, fails, sh};
+use crate::cri::{BUSYBOX, Container, Pod, fails, handler, sh};
 use crate::leaks;
 use crate::trial;
 
@@ -183,7 +183,7 @@ fn limits_change_while_running() {
 
 /// The kernel takes the limit and makes the room that it needs.
 fn a_limit_below_what_is_used_is_as_with_runc() {
-    for handler in ["runc", "joey"] {
+    for handler in ["runc", handler()] {
         let pod = Pod::with(handler, json!({}));
         let container = running(
             &pod,
@@ -251,7 +251,7 @@ fn oom_of_the_pod_on_the_host() {
         "mkdir -p /sys/fs/cgroup{parent} && echo +memory > /sys/fs/cgroup/joeytest/cgroup.subtree_control"
     ));
     {
-        let pod = Pod::with("joey", json!({"linux": {"cgroup_parent": parent}}));
+        let pod = Pod::with(handler(), json!({"linux": {"cgroup_parent": parent}}));
         let container = running(
             &pod,
             json!({}),
@@ -284,7 +284,7 @@ fn the_pods_cgroup_pays_for_all() {
         let dir = format!("/sys/fs/cgroup{parent}");
         sh(&format!("mkdir -p {dir}"));
         {
-            let pod = Pod::with("joey", json!({"linux": {"cgroup_parent": parent}}));
+            let pod = Pod::with(handler(), json!({"linux": {"cgroup_parent": parent}}));
             let own = if scope {
                 format!("{dir}/cri-containerd-{}.scope", pod.id)
             } else {
@@ -361,7 +361,7 @@ fn stats_are_the_guests_own() {
 /// A limit is no request: with runc too, a pod may be allowed more than there is.
 fn limits_above_the_hosts_get_what_there_is() {
     let pod = Pod::with(
-        "joey",
+        handler(),
         json!({"linux": {"resources": {
             "cpu_quota": 100_000_000, "cpu_period": 100_000, "memory_limit_in_bytes": 1u64 << 40,
         }}}),
@@ -383,7 +383,7 @@ fn the_vm_is_as_large_as_the_pods_limits() {
     // The test host may have one processor only; a guest has more if it is told so.
     let _configured = Configured::with("max_vcpus = 4");
     let pod = Pod::with(
-        "joey",
+        handler(),
         json!({"linux": {"resources": {"cpu_quota": 300000, "cpu_period": 100000, "memory_limit_in_bytes": 536870912}}}),
     );
     let container = pod.start(BUSYBOX, &["sleep", "1000"]);

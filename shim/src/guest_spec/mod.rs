@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use oci_spec::runtime::{Hooks, LinuxResources, Process, Root, Spec};
 use protocol::guest::File;
 
+use crate::pod::Etc;
 use crate::volumes::{DiskSource, VolumeSource};
 
 /// Annotations that the guest may read.
@@ -108,6 +109,8 @@ pub struct Pod<'a> {
     /// Whether the container has the pod to itself: then new network, IPC and
     /// UTS namespaces mean the VM's own.
     pub alone: bool,
+    /// What the container finds in /etc, where containerd does not mount it.
+    pub etc: Option<&'a Etc>,
 }
 
 /// A container's spec for the guest.
@@ -168,7 +171,10 @@ pub fn container(spec: &Spec, id: &str, pod: &Pod) -> Result<GuestSpec, SpecErro
 
     arguments::check(host_process)?;
     let mut wanted = Wanted::default();
-    let mounts = mounts::edit(spec.mounts().as_deref().unwrap_or_default(), &mut wanted)?;
+    let mut mounts = mounts::edit(spec.mounts().as_deref().unwrap_or_default(), &mut wanted)?;
+    if let Some(etc) = pod.etc {
+        mounts::add_pods(&mut mounts, &mut wanted.files, etc);
+    }
     let linux = linux::edit(host_linux, id, pod, &mut wanted.disks)?;
 
     let mut root = Root::default();

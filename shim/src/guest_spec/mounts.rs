@@ -12,6 +12,7 @@ use protocol::ids;
 
 use super::kubelet::{self, EmptyDir};
 use super::{SpecError, Wanted};
+use crate::pod::Etc;
 use crate::volumes::{DiskSource, EmptyDirSource, ReadOnly, ShareSource, VolumeSource};
 
 /// Largest file that is copied into the guest.
@@ -69,6 +70,48 @@ pub(super) fn edit(host: &[Mount], wanted: &mut Wanted) -> Result<Vec<Mount>, Sp
         mounts.push(guest);
     }
     Ok(mounts)
+}
+
+/// Adds what containerd mounts in a pod's containers unless it left the sandbox to
+/// us: files of /etc, and the pod's shared memory in place of one of the
+/// container's own.
+pub(super) fn add_pods(mounts: &mut Vec<Mount>, files: &mut Vec<File>, etc: &Etc) {
+    const SHM: &str = "/dev/shm";
+    mounts.retain(|mount| {
+        mount.destination() != Path::new(SHM) || mount.typ().as_deref() != Some("tmpfs")
+    });
+    let bind = |destination: &str, source: String| {
+        let mut mount = Mount::default();
+        let options = ["rbind", "rprivate", "rw"].map(str::to_owned);
+        mount
+            .set_destination(destination.into())
+            .set_typ(Some("bind".into()))
+            .set_source(Some(source.into()))
+            .set_options(Some(options.into()));
+        mount
+    };
+    let is_free = |mounts: &[Mount], path: &str| {
+        !mounts
+            .iter()
+            .any(|mount| mount.destination() == Path::new(path))
+    };
+    for (path, data) in [
+        ("/etc/hostname", etc.hostname.as_bytes()),
+        ("/etc/hosts", &etc.hosts),
+        ("/etc/resolv.conf", &etc.resolv_conf),
+    ] {
+        if is_free(mounts, path) {
+            mounts.push(bind(path, format!("{}{}", ids::FILE_SOURCE, files.len())));
+            files.push(File {
+                data: data.to_vec(),
+                mode: 0o644,
+                ..Default::default()
+            });
+        }
+    }
+    if is_free(mounts, SHM) {
+        mounts.push(bind(SHM, ids::SHM_PATH.to_owned()));
+    }
 }
 
 fn has(mount: &Mount, wanted: &[&str]) -> bool {

@@ -6,10 +6,11 @@ use std::path::Path;
 use super::*;
 use crate::volumes::{ReadOnly, ShareSource};
 
-const POD: Pod = Pod {
+const POD: Pod<'static> = Pod {
     sandbox_pid: 4242,
     container_pids: &[17],
     alone: false,
+    etc: None,
 };
 
 /// The part of containerd's spec for a pod's container that is edited.
@@ -73,6 +74,51 @@ fn edit(spec: &Value) -> Result<(Value, Wanted), SpecError> {
     let spec = parse(spec.to_string().as_bytes())?;
     let guest = container(&spec, "c1", &POD)?;
     Ok((serde_json::from_slice(&guest.json).unwrap(), guest.wanted))
+}
+
+#[test]
+fn a_sandbox_that_is_no_task_brings_its_own_files() {
+    let etc = Etc {
+        hostname: "web-0\n".into(),
+        hosts: b"127.0.0.1 localhost\n".to_vec(),
+        resolv_conf: b"nameserver 10.0.0.10\n".to_vec(),
+    };
+    let mut spec = cri_spec();
+    // As the container's own spec has it, and a file of the kubelet's.
+    let hosts = tempfile::NamedTempFile::new().unwrap();
+    spec["mounts"] = json!([
+        {"destination": "/dev/shm", "type": "tmpfs", "source": "shm"},
+        {"destination": "/etc/hosts", "type": "bind", "source": hosts.path(), "options": ["rbind"]},
+    ]);
+    let spec = parse(spec.to_string().as_bytes()).unwrap();
+    let pod = Pod {
+        etc: Some(&etc),
+        ..POD
+    };
+    let guest = container(&spec, "c1", &pod).unwrap();
+    let json: Value = serde_json::from_slice(&guest.json).unwrap();
+    let mounts: Vec<_> = json["mounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|mount| {
+            (
+                mount["destination"].as_str().unwrap(),
+                mount["source"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        mounts,
+        [
+            ("/etc/hosts", "joey-file:0"),
+            ("/etc/hostname", "joey-file:1"),
+            ("/etc/resolv.conf", "joey-file:2"),
+            ("/dev/shm", "/run/joey/shm"),
+        ]
+    );
+    assert_eq!(guest.wanted.files[1].data, b"web-0\n");
+    assert_eq!(guest.wanted.files[2].mode, 0o644);
 }
 
 fn error(spec: &Value) -> String {

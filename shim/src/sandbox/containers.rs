@@ -62,6 +62,7 @@ impl Sandbox {
                 sandbox_pid: self.vm.pid(),
                 container_pids: &pids,
                 alone: self.alone(),
+                etc: self.etc.as_ref(),
             },
         )
         .map_err(Error::invalid)?;
@@ -90,9 +91,12 @@ impl Sandbox {
                 TaskState::Creating { early: None },
             )),
             execs: Mutex::new(HashMap::new()),
+            making: tokio::sync::Mutex::new(()),
             standing: Mutex::new(limits::Standing::of(spec)),
         });
-        // Known from here on, so that an exit that overtakes the answer counts.
+        let _making = container.making.lock().await;
+        // Known from here on, so that an exit that overtakes the answer counts, and
+        // so that it can be deleted if containerd gives it up.
         self.insert(&request.id, &container)?;
         let options = CreateOptions {
             spec: edited.json,
@@ -200,6 +204,12 @@ impl Sandbox {
     /// While it runs, or when the agent cannot remove it.
     pub async fn delete_container(self: &Arc<Self>, id: &str) -> Result<DeleteResponse> {
         let container = self.container(id)?;
+        drop(container.making.lock().await);
+        if self.container(id).is_err() {
+            return Err(Error::NotFound(format!(
+                "container {id} could not be created"
+            )));
+        }
         let init = &container.init;
         init.state()
             .deletable()

@@ -12,7 +12,7 @@ mod watch;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::events::task::TaskDelete;
@@ -25,6 +25,7 @@ use crate::forward::Forwarder;
 use crate::guest::Guest;
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
+use crate::pod::Etc;
 use crate::process::Process;
 use crate::stages::Stages;
 use crate::task_state::{Exit, TaskState};
@@ -36,9 +37,25 @@ pub use start::Request;
 /// Exit status of whatever a dying VM takes with it: 128 + SIGKILL.
 pub const KILLED: u32 = 137;
 
+/// By which of its services containerd asked for a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// The Task API: the sandbox is a task (podsandbox).
+    Task,
+    /// The Sandbox API.
+    Sandbox,
+    /// The Task API, for a container without a pod: containerd does not know of
+    /// the sandbox.
+    Container,
+}
+
 /// A pod's sandbox.
 pub struct Sandbox {
     id: String,
+    by: By,
+    created: SystemTime,
+    /// What containers find in /etc, where that is left to us.
+    etc: Option<Etc>,
     vm: Arc<Vm>,
     guest: Guest,
     stages: Arc<Stages>,
@@ -47,7 +64,7 @@ pub struct Sandbox {
     /// What containerd sees as the sandbox's process; `None` when the sandbox
     /// belongs to a single container and containerd does not know of it.
     process: Option<Arc<Process>>,
-    /// Whether containerd still has the sandbox's process on its list.
+    /// Whether containerd still has the sandbox's process on its list of tasks.
     listed: AtomicBool,
     containers: Mutex<HashMap<String, Arc<Container>>>,
     /// Held while an image is shown, so that nobody uses a place whose image is
@@ -78,6 +95,8 @@ pub struct Container {
     given_back: Mutex<HashMap<u32, std::fs::File>>,
     /// What it wants of the host.
     standing: Mutex<limits::Standing>,
+    /// Held while it is made: whoever deletes it waits for that.
+    making: tokio::sync::Mutex<()>,
 }
 
 impl Sandbox {
@@ -138,7 +157,27 @@ impl Sandbox {
 
     /// Whether it belongs to one container and ends with it.
     pub fn alone(&self) -> bool {
-        self.process.is_none()
+        self.by == By::Container
+    }
+
+    /// Which of containerd's services it belongs to.
+    pub fn by(&self) -> By {
+        self.by
+    }
+
+    /// When its VM was ready.
+    pub fn created(&self) -> SystemTime {
+        self.created
+    }
+
+    /// What containerd sees as its process.
+    ///
+    /// # Errors
+    /// When the sandbox is not containerd's.
+    pub fn process(&self) -> Result<&Arc<Process>> {
+        self.process
+            .as_ref()
+            .ok_or_else(|| Error::NotFound(format!("sandbox {} does not exist", self.id)))
     }
 
     /// Whether the VM is still there.
@@ -159,7 +198,7 @@ impl Sandbox {
 
     /// Whether containerd has something of the pod that it has not deleted.
     pub fn in_use(&self) -> bool {
-        self.listed() || !self.containers().is_empty()
+        self.listed() || self.by == By::Sandbox || !self.containers().is_empty()
     }
 
     fn listed(&self) -> bool {
@@ -236,7 +275,10 @@ impl Sandbox {
         }
         self.vm.release().await;
         if let Some(process) = &self.process {
-            process.finish(Exit::now(status), &self.publisher);
+            match self.by {
+                By::Sandbox => process.finish_silently(Exit::now(status)),
+                By::Task | By::Container => process.finish(Exit::now(status), &self.publisher),
+            }
         }
         self.ended.send_replace(true);
     }

@@ -15,7 +15,7 @@ use containerd_shim_protos::ttrpc;
 use nix::sys::signal::Signal;
 
 use super::patience::Outcome;
-use super::{Container, KILLED, Sandbox, limits};
+use super::{By, Container, KILLED, Sandbox, limits};
 use crate::error::{Error, Result};
 use crate::guest;
 use crate::guest_spec;
@@ -99,9 +99,18 @@ impl Sandbox {
         let pid = self.vm.pid();
         step(process, TaskState::start)?;
         let early = step(process, |state| state.started(pid))?;
-        self.publish_started(process, pid);
-        if let Some(exit) = early {
-            process.finish(exit, &self.publisher);
+        match self.by {
+            By::Sandbox => {
+                if let Some(exit) = early {
+                    process.finish_silently(exit);
+                }
+            }
+            By::Task | By::Container => {
+                self.publish_started(process, pid);
+                if let Some(exit) = early {
+                    process.finish(exit, &self.publisher);
+                }
+            }
         }
         Ok(pid)
     }
@@ -348,7 +357,19 @@ impl Sandbox {
                 ..Default::default()
             });
         }
-        self.container(&request.id)?;
+        let container = self.container(&request.id)?;
+        let state = container.init.state().clone();
+        if state.exit().is_some() {
+            // Like a process that nobody has waited for. A containerd that was
+            // started anew throws away, with its exit, a task that has none.
+            return Ok(PidsResponse {
+                processes: vec![ProcessInfo {
+                    pid: state.pid(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            });
+        }
         Ok(self.guest.task.pids(guest::question(), request).await?)
     }
 

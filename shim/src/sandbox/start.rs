@@ -8,21 +8,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::ttrpc;
-use oci_spec::runtime::Spec;
 use protocol::guest::OnlineCpusRequest;
 use tokio::sync::watch as channel;
 
-use super::{Sandbox, watch};
+use super::{By, Sandbox, watch};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::forward::Forwarder;
 use crate::guest::{self, Guest};
-use crate::guest_spec;
 use crate::host::{record, remains};
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
-use crate::pod::{self, Kind, Size};
+use crate::pod::{self, PodSpec};
 use crate::process::Process;
 use crate::stages::{self, Stages};
 use crate::streams::Stdio;
@@ -41,8 +39,10 @@ pub struct Request {
     pub namespace: String,
     /// containerd's directory of it.
     pub bundle: PathBuf,
-    /// The OCI spec of the sandbox, or of the container that it is for.
-    pub spec: Spec,
+    /// Which of containerd's services asks.
+    pub by: By,
+    /// What the pod asks for.
+    pub pod: PodSpec,
     /// The shim's socket, where the node's tools find this sandbox.
     pub socket: PathBuf,
     /// The operator's settings.
@@ -57,20 +57,16 @@ impl Sandbox {
     /// # Errors
     /// Names what is missing or failed; nothing is left then.
     pub async fn start(request: Request) -> Result<Arc<Self>> {
-        let kind = Kind::of(&request.spec);
-        if kind == Kind::Sandbox {
-            guest_spec::check_sandbox(&request.spec).map_err(Error::invalid)?;
-        }
         let stages = Arc::new(Stages::default());
         let plan = Plan {
             id: request.id.clone(),
             namespace: request.namespace.clone(),
             bundle: request.bundle.clone(),
-            netns: pod::netns(&request.spec),
-            cgroups_path: pod::cgroups_path(&request.spec, &request.namespace, &request.id),
-            pod: pod::name(&request.spec),
+            netns: request.pod.netns.clone(),
+            cgroups_path: request.pod.cgroups_path.clone(),
+            pod: request.pod.name.clone(),
             socket: request.socket.clone(),
-            size: Size::of(&request.spec, &request.config),
+            size: request.pod.size,
             config: request.config.clone(),
         };
         let (vm, events) = Vm::start(&plan, &stages).await?;
@@ -92,19 +88,18 @@ impl Sandbox {
         let config = request.config.clone();
         // Nobody waits for it, and it is rarely done.
         tokio::task::spawn_blocking(move || remains::reconcile_sometimes(&config));
-        Ok(Self::run(request, kind, vm, guest, events, stages))
+        Ok(Self::run(request, vm, guest, events, stages))
     }
 
     fn run(
         request: Request,
-        kind: Kind,
         vm: Arc<Vm>,
         guest: Guest,
         events: Events,
         stages: Arc<Stages>,
     ) -> Arc<Self> {
         let streams = AtomicU64::new(1);
-        let process = (kind == Kind::Sandbox).then(|| {
+        let process = (request.by != By::Container).then(|| {
             let state = TaskState::Created { pid: vm.pid() };
             let bundle = request.bundle.to_string_lossy();
             Arc::new(Process::new(
@@ -119,8 +114,10 @@ impl Sandbox {
         let config = &request.config;
         let state_dir = record::path(&config.state_dir, &request.namespace, &request.id);
         // After the start, which must not wait for it.
-        let forwarder =
-            pod::netns(&request.spec).map(|netns| Forwarder::start(netns, vm.vsock().clone()));
+        let forwarder = request
+            .pod
+            .netns
+            .map(|netns| Forwarder::start(netns, vm.vsock().clone()));
         let sandbox = Arc::new(Self {
             volumes: Volumes::new(config.virtiofsd.clone(), state_dir),
             blobs: BlobStore::new(request.config.data_dir.join("layers")),
@@ -129,7 +126,10 @@ impl Sandbox {
             guest,
             stages,
             publisher: request.publisher,
-            listed: AtomicBool::new(process.is_some()),
+            listed: AtomicBool::new(request.by == By::Task),
+            by: request.by,
+            created: SystemTime::now(),
+            etc: request.pod.etc,
             process,
             containers: Mutex::new(HashMap::new()),
             window: tokio::sync::Mutex::new(Window::default()),
@@ -165,7 +165,7 @@ async fn configure(request: &Request, vm: &Arc<Vm>, stages: &Arc<Stages>) -> Res
     let clock = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or_default());
-    let message = pod::configuration(&request.spec, &request.id, vm.endpoint(), clock, entropy);
+    let message = pod::configuration(&request.pod, &request.id, vm.endpoint(), clock, entropy);
     stages
         .time(
             "configure",

@@ -1,21 +1,26 @@
 //! The one pod of this process, from the first request to the last.
 
+use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse};
 use containerd_shim_protos::events::task::TaskCreate;
+use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use oci_spec::runtime::Spec;
 use protocol::ids;
 use tokio::sync::watch;
 
 use super::options;
+use crate::bootstrap;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::guest_spec;
-use crate::pod::{Kind, SANDBOX_ID, annotation};
-use crate::sandbox::{KILLED, Request, Sandbox};
+use crate::pod::{Kind, PodSpec, SANDBOX_ID, annotation, cri};
+use crate::sandbox::{By, KILLED, Request, Sandbox};
 
 /// Largest config.json that is read, in bytes. More than reaches a guest, so that
 /// the error can name what is too large in it; CRI itself takes 16 MiB.
@@ -28,7 +33,7 @@ pub struct Pod {
     socket: PathBuf,
     publisher: Publisher,
     sandbox: Mutex<Option<Arc<Sandbox>>>,
-    /// Held while the sandbox is started.
+    /// Held while the sandbox is made.
     starting: tokio::sync::Mutex<()>,
     /// containerd asked for the end while something was left.
     ending: watch::Sender<End>,
@@ -68,23 +73,29 @@ impl Pod {
             .ok_or_else(|| Error::NotFound("the sandbox does not exist".into()))
     }
 
+    /// The sandbox, once nobody is making it any more: a containerd that was killed
+    /// while it asked for one asks again, for what became of it.
+    ///
+    /// # Errors
+    /// As [`Pod::sandbox`].
+    pub async fn settled(&self) -> Result<Arc<Sandbox>> {
+        let _starting = self.starting.lock().await;
+        self.sandbox()
+    }
+
     /// Makes what a bundle holds: the sandbox, a container in it, or both at
     /// once for a container without a pod. Returns the pid.
     ///
     /// # Errors
     /// Names what cannot be honoured, is missing or failed.
     pub async fn create(&self, request: &CreateTaskRequest) -> Result<u32> {
-        if !ids::is_valid(&request.id) {
-            return Err(Error::Invalid(format!(
-                "{:?} is not a valid id",
-                request.id
-            )));
-        }
+        check_id(&request.id)?;
         let bundle = PathBuf::from(&request.bundle);
         let spec = read_spec(&bundle)?;
         match Kind::of(&spec) {
             Kind::Sandbox => {
-                let pid = self.start(request, spec, bundle).await?.vm().pid();
+                let start = self.start_by_task(request, &spec, bundle, By::Task);
+                let pid = self.making(start).await?.vm().pid();
                 self.publisher.publish(&TaskCreate {
                     container_id: request.id.clone(),
                     bundle: request.bundle.clone(),
@@ -107,37 +118,86 @@ impl Pod {
                 sandbox.create_container(request, &spec).await
             }
             Kind::Alone => {
-                let sandbox = self.start(request, spec.clone(), bundle).await?;
-                match sandbox.create_container(request, &spec).await {
-                    Ok(pid) => Ok(pid),
-                    Err(error) => {
+                let both = async {
+                    let sandbox = self
+                        .start_by_task(request, &spec, bundle, By::Container)
+                        .await?;
+                    let made = sandbox.create_container(request, &spec).await;
+                    if made.is_err() {
                         self.remove(&sandbox).await;
-                        Err(error)
                     }
-                }
+                    made
+                };
+                self.making(both).await
             }
         }
     }
 
-    async fn start(
+    /// Makes a sandbox while everybody else who needs it settled waits.
+    async fn making<T>(&self, make: impl Future<Output = Result<T>>) -> Result<T> {
+        let starting = self.starting.lock().await;
+        let made = make.await;
+        drop(starting);
+        // The end may have been asked for meanwhile.
+        self.end_if_idle();
+        made
+    }
+
+    /// Makes the sandbox that the Sandbox API asks for.
+    ///
+    /// # Errors
+    /// As [`Pod::create`].
+    pub async fn create_sandbox(&self, request: &CreateSandboxRequest) -> Result<()> {
+        let id = &request.sandbox_id;
+        check_id(id)?;
+        let bundle = PathBuf::from(&request.bundle_path);
+        // The request's options are the pod's own; the handler's came to `start`.
+        let config = options::config(read_options(&bundle)?.as_ref())?;
+        let pod = cri::pod(
+            request.options.as_ref(),
+            &request.netns_path,
+            &self.namespace,
+            id,
+            &config,
+        )?;
+        self.making(self.start(id, bundle, By::Sandbox, pod, config))
+            .await?;
+        Ok(())
+    }
+
+    async fn start_by_task(
         &self,
         request: &CreateTaskRequest,
-        spec: Spec,
+        spec: &Spec,
         bundle: PathBuf,
+        by: By,
     ) -> Result<Arc<Sandbox>> {
-        let _starting = self.starting.lock().await;
+        let config = options::config(request.options.as_ref().filter(|any| !is_empty(any)))?;
+        let pod =
+            PodSpec::of_oci(spec, &self.namespace, &request.id, &config).map_err(Error::invalid)?;
+        self.start(&request.id, bundle, by, pod, config).await
+    }
+
+    async fn start(
+        &self,
+        id: &str,
+        bundle: PathBuf,
+        by: By,
+        pod: PodSpec,
+        config: Config,
+    ) -> Result<Arc<Sandbox>> {
         if let Some(sandbox) = &*self.slot() {
             return Err(Error::Exists(format!(
                 "sandbox {} exists already",
                 sandbox.id()
             )));
         }
-        let config = options::config(request.options.as_ref().filter(|any| !is_empty(any)))?;
         let sandbox = Sandbox::start(Request {
-            id: request.id.clone(),
+            id: id.to_owned(),
             namespace: self.namespace.clone(),
             bundle,
-            spec,
+            by,
+            pod,
             socket: self.socket.clone(),
             config: Arc::new(config),
             publisher: self.publisher.clone(),
@@ -152,7 +212,7 @@ impl Pod {
     /// # Errors
     /// When there is none, or it runs.
     pub async fn delete(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
-        let sandbox = self.sandbox()?;
+        let sandbox = self.settled().await?;
         if !exec.is_empty() {
             return sandbox.delete_exec(id, exec).await;
         }
@@ -191,8 +251,7 @@ impl Pod {
 
     /// Stops whatever runs, and ends.
     pub async fn terminate(&self) {
-        let sandbox = self.slot().clone();
-        if let Some(sandbox) = sandbox {
+        if let Ok(sandbox) = self.settled().await {
             sandbox.stop(KILLED).await;
         }
         self.shutdown(true);
@@ -206,7 +265,7 @@ impl Pod {
     }
 
     fn end_if_idle(&self) {
-        let idle = self.slot().is_none();
+        let idle = self.starting.try_lock().is_ok() && self.slot().is_none();
         self.ending.send_if_modified(|end| {
             let now = idle && *end == End::WhenIdle;
             if now {
@@ -221,8 +280,29 @@ impl Pod {
     }
 }
 
+fn check_id(id: &str) -> Result<()> {
+    if ids::is_valid(id) {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!("{id:?} is not a valid id")))
+}
+
 fn is_empty(any: &Any) -> bool {
     any.type_url.is_empty() && any.value.is_empty()
+}
+
+/// What [`bootstrap::start`] kept. Newer containerds put a document there that is
+/// no `Any`, and says nothing that counts here.
+fn read_options(bundle: &Path) -> Result<Option<Any>> {
+    let path = bundle.join(bootstrap::OPTIONS);
+    match std::fs::read(&path) {
+        Ok(bytes) if bytes.is_empty() => Ok(None),
+        Ok(bytes) => Ok(Any::parse_from_bytes(&bytes).ok()),
+        Err(error) => Err(Error::Failed(format!(
+            "cannot read {}: {error}",
+            path.display()
+        ))),
+    }
 }
 
 fn read_spec(bundle: &Path) -> Result<Spec> {

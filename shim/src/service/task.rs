@@ -1,6 +1,5 @@
-//! containerd's Task API, version 3.
+//! containerd's Task API, by its messages of version 3; version 2 has the same.
 
-use std::future::Future;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -14,12 +13,10 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::shim_async::Task;
 use containerd_shim_protos::ttrpc::{self, r#async::TtrpcContext};
 use protocol::ids;
-use tracing::Instrument;
 
-use super::Pod;
+use super::{Pod, serve};
 use crate::error::{Error, Result};
 use crate::process::wait_response;
-use crate::telemetry;
 
 /// The service.
 pub struct TaskService {
@@ -30,27 +27,6 @@ impl TaskService {
     /// Serves `pod`.
     pub fn new(pod: Arc<Pod>) -> Self {
         Self { pod }
-    }
-
-    /// Serves one request to its end, even if containerd stops waiting: half a
-    /// creation or deletion would be worse than one that nobody asks about.
-    async fn serve<T: Send + 'static, F: Future<Output = Result<T>> + Send + 'static>(
-        &self,
-        name: &'static str,
-        (container, exec): (&str, &str),
-        serve: impl FnOnce(Arc<Pod>) -> F,
-    ) -> ttrpc::Result<T> {
-        let span = tracing::info_span!("request", request = name, container, exec);
-        let served = serve(self.pod.clone()).instrument(span.clone());
-        let result = match tokio::spawn(served).await {
-            Ok(result) => result,
-            Err(error) => Err(Error::Failed(format!("{name}: {error}"))),
-        };
-        telemetry::request(name, result.is_err());
-        result.map_err(|error| {
-            tracing::debug!(parent: &span, %error, "refused");
-            error.into()
-        })
     }
 }
 
@@ -65,7 +41,7 @@ fn check_exec(exec: &str) -> Result<()> {
 #[async_trait]
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, r: StateRequest) -> ttrpc::Result<StateResponse> {
-        let process = self.pod.sandbox()?.find(&r.id, &r.exec_id)?;
+        let process = self.pod.settled().await?.find(&r.id, &r.exec_id)?;
         Ok(process.state_response())
     }
 
@@ -75,7 +51,7 @@ impl Task for TaskService {
         r: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
         let (id, exec) = (r.id.clone(), String::new());
-        self.serve("create", (&id, &exec), |pod| async move {
+        serve(&self.pod, "create", (&id, &exec), |pod| async move {
             Ok(CreateTaskResponse {
                 pid: pod.create(&r).await?,
                 ..Default::default()
@@ -86,7 +62,7 @@ impl Task for TaskService {
 
     async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
         let (id, exec) = (r.id.clone(), r.exec_id.clone());
-        self.serve("start", (&id, &exec), |pod| async move {
+        serve(&self.pod, "start", (&id, &exec), |pod| async move {
             let sandbox = pod.sandbox()?;
             let pid = if sandbox.is_itself(&r.id) {
                 let process = sandbox.find(&r.id, &r.exec_id)?;
@@ -104,7 +80,7 @@ impl Task for TaskService {
 
     async fn delete(&self, _: &TtrpcContext, r: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
         let (id, exec) = (r.id.clone(), r.exec_id.clone());
-        self.serve("delete", (&id, &exec), |pod| async move {
+        serve(&self.pod, "delete", (&id, &exec), |pod| async move {
             pod.delete(&r.id, &r.exec_id).await
         })
         .await
@@ -112,15 +88,15 @@ impl Task for TaskService {
 
     async fn pids(&self, _: &TtrpcContext, r: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let (id, exec) = (r.id.clone(), String::new());
-        self.serve("pids", (&id, &exec), |pod| async move {
-            pod.sandbox()?.pids(&r).await
+        serve(&self.pod, "pids", (&id, &exec), |pod| async move {
+            pod.settled().await?.pids(&r).await
         })
         .await
     }
 
     async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), String::new());
-        self.serve("pause", (&id, &exec), |pod| async move {
+        serve(&self.pod, "pause", (&id, &exec), |pod| async move {
             let sandbox = pod.sandbox()?;
             if sandbox.is_itself(&r.id) {
                 return Err(Error::Unsupported("a sandbox cannot be paused".into()));
@@ -133,7 +109,7 @@ impl Task for TaskService {
 
     async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), String::new());
-        self.serve("resume", (&id, &exec), |pod| async move {
+        serve(&self.pod, "resume", (&id, &exec), |pod| async move {
             pod.sandbox()?.resume(&r).await?;
             Ok(Empty::new())
         })
@@ -146,7 +122,7 @@ impl Task for TaskService {
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), r.exec_id.clone());
-        self.serve("kill", (&id, &exec), |pod| async move {
+        serve(&self.pod, "kill", (&id, &exec), |pod| async move {
             pod.sandbox()?.kill(&r).await?;
             Ok(Empty::new())
         })
@@ -155,7 +131,7 @@ impl Task for TaskService {
 
     async fn exec(&self, _: &TtrpcContext, r: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), r.exec_id.clone());
-        self.serve("exec", (&id, &exec), |pod| async move {
+        serve(&self.pod, "exec", (&id, &exec), |pod| async move {
             check_exec(&r.exec_id)?;
             pod.sandbox()?.exec(&r).await?;
             Ok(Empty::new())
@@ -165,7 +141,7 @@ impl Task for TaskService {
 
     async fn resize_pty(&self, _: &TtrpcContext, r: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), r.exec_id.clone());
-        self.serve("resize", (&id, &exec), |pod| async move {
+        serve(&self.pod, "resize", (&id, &exec), |pod| async move {
             pod.sandbox()?.resize(&r).await?;
             Ok(Empty::new())
         })
@@ -184,7 +160,7 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), String::new());
-        self.serve("update", (&id, &exec), |pod| async move {
+        serve(&self.pod, "update", (&id, &exec), |pod| async move {
             let sandbox = pod.sandbox()?;
             if sandbox.is_itself(&r.id) {
                 return Err(Error::Unsupported(
@@ -204,7 +180,7 @@ impl Task for TaskService {
 
     async fn stats(&self, _: &TtrpcContext, r: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let (id, exec) = (r.id.clone(), String::new());
-        self.serve("stats", (&id, &exec), |pod| async move {
+        serve(&self.pod, "stats", (&id, &exec), |pod| async move {
             pod.sandbox()?.stats(&r).await
         })
         .await

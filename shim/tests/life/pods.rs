@@ -4,11 +4,17 @@ use std::fs;
 use std::future::Future;
 
 use containerd_shim_protos::api::{
-    CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteResponse, StateRequest, StatsRequest,
-    Status, UpdateTaskRequest,
+    CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteResponse, PidsRequest, StateRequest,
+    StatsRequest, Status, UpdateTaskRequest,
 };
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
-use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::sandbox_api::{
+    CreateSandboxRequest, PingRequest, PlatformRequest, SandboxMetricsRequest,
+    SandboxStatusRequest, ShutdownSandboxRequest, StartSandboxRequest, StopSandboxRequest,
+    WaitSandboxRequest,
+};
 use containerd_shim_protos::shim_async::Client;
 use containerd_shim_protos::ttrpc::{self, Code};
 use nix::sys::signal::{Signal, kill};
@@ -23,7 +29,7 @@ use crate::Test;
 use crate::containerd::{Node, PATIENCE, Shim, call, container_spec, read_all, sandbox_spec};
 
 /// All of them.
-pub const TESTS: [Test; 13] = [
+pub const TESTS: [Test; 15] = [
     ("a_pod_lives_and_leaves_nothing", || run(lives())),
     ("events_keep_containerds_order", || run(order())),
     ("an_exec_reads_what_the_client_types", || run(exec())),
@@ -42,6 +48,11 @@ pub const TESTS: [Test; 13] = [
         || run(terminated()),
     ),
     ("what_does_not_exist_is_not_found", || run(not_found())),
+    ("a_sandbox_by_the_sandbox_api_lives", || run(sandbox_api())),
+    (
+        "a_sandbox_that_the_sandbox_api_cannot_have_leaves_nothing",
+        || run(sandbox_api_errors()),
+    ),
     ("layers_are_shared_and_rebuilt", || run(layers())),
 ];
 
@@ -65,6 +76,156 @@ async fn pod(node: &Node) -> (Shim, u32) {
     let shim = node.start("s1", &sandbox_spec()).await;
     let pid = shim.run_sandbox("s1").await;
     (shim, pid)
+}
+
+/// CreateSandbox's options: a pod of this name.
+fn pod_config(hostname: &str) -> Any {
+    let mut value = vec![2 << 3 | 2, u8::try_from(hostname.len()).unwrap()];
+    value.extend(hostname.as_bytes());
+    Any {
+        type_url: "runtime.v1.PodSandboxConfig".into(),
+        value,
+        ..Default::default()
+    }
+}
+
+fn create_sandbox(shim: &Shim, options: Any) -> CreateSandboxRequest {
+    CreateSandboxRequest {
+        sandbox_id: "s1".into(),
+        bundle_path: shim.bundle.to_str().unwrap().into(),
+        options: MessageField::some(options),
+        ..Default::default()
+    }
+}
+
+async fn sandbox_api() {
+    let node = Node::new("").await;
+    let shim = node.start_without_spec("s1").await;
+    let (api, id) = (&shim.sandbox, || "s1".to_owned());
+    let status = || async {
+        let request = SandboxStatusRequest {
+            sandbox_id: id(),
+            verbose: true,
+            ..Default::default()
+        };
+        api.sandbox_status(call(), &request).await
+    };
+    assert_eq!(code(status().await.unwrap_err()).0, Code::NOT_FOUND);
+    let request = create_sandbox(&shim, pod_config("pod"));
+    api.create_sandbox(call(), &request).await.unwrap();
+    let error = api.create_sandbox(call(), &request).await.unwrap_err();
+    assert_eq!(code(error).0, Code::ALREADY_EXISTS);
+    assert_eq!(status().await.unwrap().state, "SANDBOX_NOTREADY");
+    let start = StartSandboxRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    let started = api.start_sandbox(call(), &start).await.unwrap();
+    assert!(started.created_at.seconds > 0);
+    let ready = status().await.unwrap();
+    assert_eq!(
+        (ready.state.as_str(), ready.pid),
+        ("SANDBOX_READY", started.pid)
+    );
+    assert_eq!(ready.created_at, started.created_at);
+    let info: serde_json::Value = serde_json::from_str(&ready.info["info"]).unwrap();
+    assert_eq!(info["pid"], started.pid);
+    let request = PlatformRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    let platform = api.platform(call(), &request).await.unwrap().platform;
+    assert_eq!(
+        (platform.os.as_str(), platform.architecture.as_str()),
+        ("linux", "amd64")
+    );
+    let request = PingRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    api.ping_sandbox(call(), &request).await.unwrap();
+    let request = SandboxMetricsRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    let metrics = api.sandbox_metrics(call(), &request).await.unwrap().metrics;
+    assert_eq!(metrics.id, "s1");
+    assert_eq!(metrics.data.type_url, "io.containerd.cgroups.v2.Metrics");
+
+    // Containers are tasks; the sandbox is none.
+    let spec = container_spec(json!(["exit", "3"]), Some(started.pid));
+    create(&node, &shim, "c1", &spec, "").await.unwrap();
+    shim.start("c1", "").await.unwrap();
+    assert_eq!(shim.wait("c1", "").await, 3);
+    let request = PidsRequest {
+        id: "c1".into(),
+        ..Default::default()
+    };
+    let pids = shim.task.pids(call(), &request).await.unwrap();
+    assert_eq!(pids.processes.len(), 1, "its exit is still to be asked for");
+    shim.delete("c1", "").await.unwrap();
+    assert_eq!(
+        code(shim.delete("s1", "").await.unwrap_err()).0,
+        Code::NOT_FOUND
+    );
+    assert_eq!(status().await.unwrap().state, "SANDBOX_READY");
+
+    let wait = WaitSandboxRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    let stop = StopSandboxRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    let (waited, stopped) = tokio::join!(
+        api.wait_sandbox(call(), &wait),
+        api.stop_sandbox(call(), &stop)
+    );
+    stopped.unwrap();
+    assert_eq!(waited.unwrap().exit_status, 0);
+    let ended = status().await.unwrap();
+    assert_eq!(ended.state, "SANDBOX_NOTREADY");
+    assert!(ended.exited_at.seconds > 0);
+    let request = ShutdownSandboxRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    api.shutdown_sandbox(call(), &request).await.unwrap();
+    // Asks for what happens anyway, and waits for it.
+    shim.shutdown("s1").await;
+    assert_eq!(node.events(), ["create", "start c1", "exit c1 3", "delete"]);
+    node.assert_clean("s1");
+}
+
+async fn sandbox_api_errors() {
+    for (options, part) in [
+        (pod_config("refused"), "hostname refused"),
+        (
+            Any {
+                type_url: "example.com/Other".into(),
+                ..Default::default()
+            },
+            "example.com/Other",
+        ),
+    ] {
+        let node = Node::new("").await;
+        let shim = node.start_without_spec("s1").await;
+        let request = create_sandbox(&shim, options);
+        let error = shim.sandbox.create_sandbox(call(), &request).await;
+        let text = code(error.unwrap_err()).1;
+        assert!(text.contains(part), "{text}");
+        // What containerd does then.
+        let request = ShutdownSandboxRequest {
+            sandbox_id: "s1".into(),
+            ..Default::default()
+        };
+        let answer = shim.sandbox.shutdown_sandbox(call(), &request).await;
+        answer.unwrap();
+        shim.shutdown("s1").await;
+        assert!(node.events().is_empty());
+        node.assert_clean("s1");
+    }
 }
 
 async fn create(
