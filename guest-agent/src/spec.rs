@@ -14,7 +14,7 @@ use protocol::ids::{FILE_SOURCE, VOLUME_SOURCE};
 use thiserror::Error;
 
 use crate::storage::IdMappings;
-use crate::volumes::Node;
+use crate::volumes::{Node, Source};
 
 /// Why a spec cannot be used here.
 #[derive(Debug, Error)]
@@ -96,7 +96,7 @@ pub struct Place<'a> {
     /// Where the request's files are.
     pub files: &'a [PathBuf],
     /// Where its volumes are.
-    pub volumes: &'a [PathBuf],
+    pub volumes: &'a [Source],
     /// Its disks.
     pub nodes: &'a [Node],
     /// Whether the request asks for a terminal.
@@ -180,31 +180,39 @@ fn adapt_mount(mount: &mut Mount, place: &Place<'_>) -> Result<(), SpecError> {
         mount.set_source(Some("cgroup2".into()));
     }
     let source = mount.source().as_ref().and_then(|source| source.to_str());
-    let Some((kind, sources, index)) = source.and_then(|source| {
-        let file = source.strip_prefix(FILE_SOURCE);
-        let file = file.map(|index| ("files", place.files, index));
-        file.or_else(|| {
-            Some((
-                "volumes",
-                place.volumes,
-                source.strip_prefix(VOLUME_SOURCE)?,
-            ))
-        })
-    }) else {
+    let Some(source) = source else {
         return Ok(());
     };
-    let found = index
-        .parse()
-        .ok()
-        .and_then(|index: usize| sources.get(index));
-    let found = found.cloned().ok_or_else(|| SpecError::NoFile {
+    let missing = |kind, count| SpecError::NoFile {
         destination: mount.destination().clone(),
-        source_name: source.unwrap_or_default().to_owned(),
+        source_name: source.to_owned(),
         kind,
-        count: sources.len(),
-    })?;
-    mount.set_source(Some(found));
+        count,
+    };
+    if let Some(index) = source.strip_prefix(FILE_SOURCE) {
+        let file = at(place.files, index).ok_or_else(|| missing("files", place.files.len()))?;
+        mount.set_source(Some(file.clone()));
+    } else if let Some(index) = source.strip_prefix(VOLUME_SOURCE) {
+        let volume = at(place.volumes, index);
+        let volume = volume.ok_or_else(|| missing("volumes", place.volumes.len()))?;
+        mount.set_source(Some(volume.path.clone()));
+        if volume.shared {
+            keep_ids(mount);
+        }
+    }
     Ok(())
+}
+
+fn at<'a, T>(list: &'a [T], index: &str) -> Option<&'a T> {
+    list.get(index.parse::<usize>().ok()?)
+}
+
+/// A mount that shows the ids of its files as they are.
+fn keep_ids(mount: &mut Mount) {
+    mount.set_uid_mappings(None).set_gid_mappings(None);
+    if let Some(options) = mount.options_mut() {
+        options.retain(|option| option != "idmap" && option != "ridmap");
+    }
 }
 
 /// The ids of the user namespace that the container gets, if it gets one.
@@ -253,7 +261,16 @@ mod tests {
             id: "web",
             rootfs: Path::new("/rootfs"),
             files,
-            volumes: &["/volumes/0".into()],
+            volumes: &[
+                Source {
+                    path: "/volumes/0".into(),
+                    shared: true,
+                },
+                Source {
+                    path: "/volumes/1".into(),
+                    shared: false,
+                },
+            ],
             nodes: &[Node {
                 disk: protocol::guest::Disk {
                     path: "/dev/data".into(),
@@ -310,6 +327,32 @@ mod tests {
     }
 
     #[test]
+    fn ids_are_mapped_by_the_host_or_here_and_never_by_both() {
+        let mapped = |volume: &str| {
+            let mount = format!(
+                r#"{{"destination": "/data", "type": "bind", "source": "{volume}",
+                    "options": ["rbind", "ridmap"],
+                    "uidMappings": [{{"containerID": 0, "hostID": 1000, "size": 10}}],
+                    "gidMappings": [{{"containerID": 0, "hostID": 1000, "size": 10}}]}},"#
+            );
+            let json = SPEC.replace("\"mounts\": [", &format!("\"mounts\": [{mount}"));
+            let files = ["/files/0".into(), "/files/1".into()];
+            adapted(&json, &files)
+                .unwrap()
+                .mounts()
+                .clone()
+                .unwrap()
+                .remove(0)
+        };
+        let host = mapped("joey-volume:0");
+        assert!(host.uid_mappings().is_none() && host.gid_mappings().is_none());
+        assert_eq!(host.options().as_deref(), Some(&["rbind".to_owned()][..]));
+        let here = mapped("joey-volume:1");
+        assert_eq!(here.uid_mappings().as_ref().map(Vec::len), Some(1));
+        assert_eq!(here.options().as_ref().map(Vec::len), Some(2));
+    }
+
+    #[test]
     fn volumes_and_disks_are_those_of_the_request() {
         let files = ["/files/0".into(), "/files/1".into()];
         let spec = adapted(&SPEC.replace("/run/joey/shm", "joey-volume:0"), &files).unwrap();
@@ -327,10 +370,10 @@ mod tests {
         );
         assert_eq!(rule.access().as_deref(), Some("rw"));
 
-        let error = adapted(&SPEC.replace("/run/joey/shm", "joey-volume:1"), &files).unwrap_err();
+        let error = adapted(&SPEC.replace("/run/joey/shm", "joey-volume:2"), &files).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "mount /dev/shm: \"joey-volume:1\" is not one of the 1 volumes of the request"
+            "mount /dev/shm: \"joey-volume:2\" is not one of the 2 volumes of the request"
         );
     }
 

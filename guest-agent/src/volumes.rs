@@ -78,11 +78,20 @@ pub struct Node {
     pub minor: i64,
 }
 
+/// What a mount of the spec stands for.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whether it is the host's, which has shown it with the container's ids already.
+    pub shared: bool,
+}
+
 /// A container's volumes, ready to be mounted.
 #[derive(Debug, Default)]
 pub struct Prepared {
     /// The source of each of the request's volumes, in order.
-    pub sources: Vec<PathBuf>,
+    pub sources: Vec<Source>,
     /// Its disks.
     pub nodes: Vec<Node>,
     /// What keeps sources that are named by descriptor.
@@ -128,7 +137,7 @@ impl Volumes {
             self.mount_shares(&options.share_device)?;
         }
         for volume in &options.volumes {
-            let source = match &volume.kind {
+            let path = match &volume.kind {
                 Some(volume::Kind::Share(number)) => self.share(*number)?,
                 Some(volume::Kind::Directory(directory)) => {
                     let root = self.directory(directory, storage)?;
@@ -148,7 +157,8 @@ impl Volumes {
                     ));
                 }
             };
-            prepared.sources.push(source);
+            let shared = matches!(volume.kind, Some(volume::Kind::Share(_)));
+            prepared.sources.push(Source { path, shared });
         }
         for disk in &options.disks {
             let (major, minor) = self.bind_disk(&disk.device)?;

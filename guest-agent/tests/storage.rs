@@ -114,8 +114,17 @@ fn scratch() -> Mount {
     }
 }
 
-fn mounts() -> String {
-    fs::read_to_string("/proc/self/mounts").unwrap()
+/// What is mounted below a directory, a line each: the place and the file system's type.
+fn mounts(base: &Path) -> String {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap();
+    let lines = table.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (place, kind) = (fields.next()?, fields.next()?);
+        Path::new(place)
+            .starts_with(base)
+            .then(|| format!("{place} {kind}\n"))
+    });
+    lines.collect()
 }
 
 /// Runs `body` where background tasks have somewhere to run, to their end.
@@ -161,9 +170,9 @@ fn containers_share_layers_and_write_apart() {
             assert_eq!(disks.window.partitions(), 0);
         });
         assert!(
-            !mounts().contains("erofs") && !mounts().contains("overlay"),
+            !mounts(&disks.base).contains("erofs") && !mounts(&disks.base).contains("overlay"),
             "{}",
-            mounts()
+            mounts(&disks.base)
         );
         let scratch = disks.base.join("scratch");
         let entries = fs::read_dir(&scratch).unwrap().flatten();
@@ -193,7 +202,12 @@ fn a_user_namespace_owns_its_root() {
                     let file = fs::metadata(&path).unwrap();
                     assert_eq!((file.uid(), file.gid()), (1000, 1000), "{}", path.display());
                 }
-                assert_eq!(mounts().matches("-layer-").count(), 0, "{}", mounts());
+                assert_eq!(
+                    mounts(&disks.base).matches("-layer-").count(),
+                    0,
+                    "{}",
+                    mounts(&disks.base)
+                );
                 disks.storage.unmount(root);
             }
             // Others see the layers as they are.
@@ -224,7 +238,7 @@ fn without_scratch_a_root_is_read_only_and_scratch_is_not_touched() {
                 disks.storage.unmount(root);
                 assert_eq!(disks.window.partitions(), 0);
             }
-            assert!(!mounts().contains("ext4") || !disks.base.join("scratch").exists());
+            assert!(!mounts(&disks.base).contains("ext4") || !disks.base.join("scratch").exists());
         },
     );
 }
@@ -248,7 +262,11 @@ fn a_root_that_cannot_be_made_leaves_nothing() {
         assert!(error.to_string().starts_with("mount erofs from"), "{error}");
         assert_eq!(disks.window.partitions(), 0);
         assert!(!target.exists());
-        assert!(!mounts().contains("erofs"), "{}", mounts());
+        assert!(
+            !mounts(&disks.base).contains("erofs"),
+            "{}",
+            mounts(&disks.base)
+        );
 
         let mut other_size = disks.layers[0].clone();
         other_size.options[1] = "size=1048576".into();

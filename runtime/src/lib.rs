@@ -31,7 +31,7 @@ pub use cgroup::{CgroupDriver, CgroupError, CgroupStats};
 pub use container::{Container, CreateOptions};
 pub use error::{CreateError, DeleteError, ExecError, KillError, StartError};
 pub use hooks::HookError;
-pub use mounts::mapped_mount;
+pub use mounts::{map_mount, mapped_mount};
 pub use plan::PlanError;
 pub use process::{Io, Launched, TerminalSize};
 pub use state::{StateError, Status};

@@ -75,7 +75,10 @@ impl Sources {
                 }
                 _ => return Ok(None),
             };
-            if !foreign && mount.id_mapping.is_none() {
+            // In a mount namespace of its own the container's process cannot copy a mount
+            // that a descriptor of ours is in.
+            let ours = source.starts_with("/proc/self/fd");
+            if !foreign && !ours && mount.id_mapping.is_none() {
                 return Ok(None);
             }
             let stage = || bind_stage(source, &mount.destination);
@@ -392,15 +395,29 @@ pub fn mapped_mount(
     uids: &[LinuxIdMapping],
     gids: &[LinuxIdMapping],
 ) -> io::Result<OwnedFd> {
-    let mappings = |list: &[LinuxIdMapping]| id_mappings(&Some(list.to_vec()));
     let tree = clone_tree(CWD, path, false)?;
+    map_mount(tree.as_fd(), uids, gids, false)?;
+    Ok(tree)
+}
+
+/// Makes a detached mount show its files with other ids, as [`mapped_mount`] does; with
+/// `recursive` those below it too.
+///
+/// # Errors
+/// What the kernel says, for file systems that cannot do this among others.
+pub fn map_mount(
+    tree: BorrowedFd<'_>,
+    uids: &[LinuxIdMapping],
+    gids: &[LinuxIdMapping],
+    recursive: bool,
+) -> io::Result<()> {
+    let mappings = |list: &[LinuxIdMapping]| id_mappings(&Some(list.to_vec()));
     let mapping = IdMappings {
         uids: mappings(uids),
         gids: mappings(gids),
-        recursive: false,
+        recursive,
     };
-    map_ids(tree.as_fd(), &mapping)?;
-    Ok(tree)
+    map_ids(tree, &mapping)
 }
 
 /// Shows the ids of the files of a detached tree through a mapping. The kernel takes a mapping in

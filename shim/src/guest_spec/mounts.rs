@@ -13,7 +13,7 @@ use protocol::ids;
 use super::kubelet::{self, EmptyDir};
 use super::{SpecError, Wanted};
 use crate::pod::Etc;
-use crate::volumes::{DiskSource, EmptyDirSource, ReadOnly, ShareSource, VolumeSource};
+use crate::volumes::{DiskSource, EmptyDirSource, Ids, ReadOnly, ShareSource, VolumeSource};
 
 /// Largest file that is copied into the guest.
 const MAX_FILE: u64 = 1 << 20;
@@ -184,6 +184,7 @@ fn bind_source(
         recursive: last(mount, "rbind", "bind"),
         follow: has(mount, &["slave", "rslave"]),
         read_only: read_only(mount),
+        ids: ids(mount),
     };
     let volume = match kubelet::empty_dir(source).map_err(failed)? {
         Some(empty) => VolumeSource::EmptyDir(Box::new(empty_dir(mount, empty, share)?)),
@@ -204,6 +205,16 @@ fn last(mount: &Mount, yes: &str, no: &str) -> bool {
         .iter()
         .rfind(|option| [yes, no].contains(&option.as_str()))
         .is_some_and(|option| option == yes)
+}
+
+fn ids(mount: &Mount) -> Option<Ids> {
+    let list = |list: &Option<Vec<_>>| list.clone().unwrap_or_default();
+    let ids = Ids {
+        uids: list(mount.uid_mappings()),
+        gids: list(mount.gid_mappings()),
+        recursive: has(mount, &["ridmap"]),
+    };
+    (!ids.uids.is_empty() && !ids.gids.is_empty()).then_some(ids)
 }
 
 fn read_only(mount: &Mount) -> ReadOnly {

@@ -111,14 +111,14 @@ fn a_sandbox_that_is_no_task_brings_its_own_files() {
     assert_eq!(
         mounts,
         [
-            ("/etc/hosts", "joey-file:0"),
-            ("/etc/hostname", "joey-file:1"),
-            ("/etc/resolv.conf", "joey-file:2"),
+            ("/etc/hosts", "joey-volume:0"),
+            ("/etc/hostname", "joey-file:0"),
+            ("/etc/resolv.conf", "joey-file:1"),
             ("/dev/shm", "/run/joey/shm"),
         ]
     );
-    assert_eq!(guest.wanted.files[1].data, b"web-0\n");
-    assert_eq!(guest.wanted.files[2].mode, 0o644);
+    assert_eq!(guest.wanted.files[0].data, b"web-0\n");
+    assert_eq!(guest.wanted.files[1].mode, 0o644);
 }
 
 fn error(spec: &Value) -> String {
@@ -477,8 +477,12 @@ fn a_user_namespace_is_the_guests_with_the_pods_ids() {
     spec["linux"]["uidMappings"] = maps.clone();
     spec["linux"]["gidMappings"] = maps.clone();
     // Without the namespace the ids mean nothing.
-    let (guest, _) = edit(&spec).unwrap();
+    let (guest, wanted) = edit(&spec).unwrap();
     assert_eq!(guest["linux"]["uidMappings"], Value::Null);
+    // What the host shares is shown with these ids by the host.
+    let ids = share(&wanted.volumes[0]).ids.as_ref().unwrap();
+    assert_eq!(ids.uids[0].host_id(), 1000);
+    assert!(!ids.recursive);
 
     let mut with_path = |path: &str| {
         let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();

@@ -175,7 +175,11 @@ mod tests {
             "/run/netns/x",
             "k8s.io",
             "abc",
-            &Config::default(),
+            &Config {
+                max_memory_mib: 4096,
+                max_vcpus: 4,
+                ..Config::default()
+            },
         )
     }
 

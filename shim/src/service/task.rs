@@ -161,13 +161,7 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), String::new());
         serve(&self.pod, "update", (&id, &exec), |pod| async move {
-            let sandbox = pod.sandbox()?;
-            if sandbox.is_itself(&r.id) {
-                return Err(Error::Unsupported(
-                    "a running sandbox cannot be resized; change its containers' limits".into(),
-                ));
-            }
-            sandbox.update(&r).await?;
+            pod.sandbox()?.update(&r).await?;
             Ok(Empty::new())
         })
         .await

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
+use oci_spec::runtime::LinuxIdMapping;
 use protocol::guest::{Directory, Disk, DropSharesRequest, Volume, volume};
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
@@ -31,7 +32,7 @@ use tree::Tree;
 const END_TIME: Duration = Duration::from_secs(5);
 
 /// How much of a mount may not be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadOnly {
     /// Nothing: it is writable.
     No,
@@ -54,6 +55,19 @@ pub struct ShareSource {
     pub follow: bool,
     /// How much of it may not be written.
     pub read_only: ReadOnly,
+    /// The ids that the container's user namespace shows it with, if any.
+    pub ids: Option<Ids>,
+}
+
+/// A mapping of the ids of files, from inside to outside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// Of users.
+    pub uids: Vec<LinuxIdMapping>,
+    /// Of groups.
+    pub gids: Vec<LinuxIdMapping>,
+    /// Whether mounts below have it too.
+    pub recursive: bool,
 }
 
 /// A directory that lives as long as the pod.
@@ -89,7 +103,7 @@ pub struct Prepared {
 
 /// What makes two shares the same: containers that mount the same directory in the
 /// same way see one, so that their caches and locks agree.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Key {
     source: PathBuf,
     device: u64,
@@ -97,9 +111,11 @@ struct Key {
     recursive: bool,
     follow: bool,
     read_only: ReadOnly,
+    ids: Option<Ids>,
 }
 
 struct Share {
+    key: Key,
     number: u32,
     /// Containers that mount it, by their ids.
     users: HashSet<String>,
@@ -114,7 +130,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     shared: Option<Shared>,
-    shares: HashMap<Key, Share>,
+    /// A pod has few of them.
+    shares: Vec<Share>,
     /// Shares are numbered from 1; a number is used once.
     last_number: u32,
     /// Slots of each container's disks.
@@ -216,7 +233,7 @@ impl Volumes {
             ))
         };
         let key = Key::of(&source).map_err(|error| failed(&error))?;
-        if let Some(share) = state.shares.get_mut(&key) {
+        if let Some(share) = state.shares.iter_mut().find(|share| share.key == key) {
             share.users.insert(container.to_owned());
             return Ok(share.number);
         }
@@ -236,13 +253,11 @@ impl Volumes {
             .map_err(Error::failed)?
             .map_err(|error| failed(&error))?;
         state.last_number = number;
-        state.shares.insert(
+        state.shares.push(Share {
             key,
-            Share {
-                number,
-                users: HashSet::from([container.to_owned()]),
-            },
-        );
+            number,
+            users: HashSet::from([container.to_owned()]),
+        });
         Ok(number)
     }
 
@@ -287,7 +302,7 @@ impl Volumes {
             }
         }
         let mut gone = Vec::new();
-        state.shares.retain(|_, share| {
+        state.shares.retain_mut(|share| {
             if share.users.remove(container) && share.users.is_empty() {
                 gone.push(share.number);
                 return false;
@@ -375,6 +390,7 @@ impl Key {
             recursive: share.recursive,
             follow: share.follow,
             read_only: share.read_only,
+            ids: share.ids.clone(),
         })
     }
 }

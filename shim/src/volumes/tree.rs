@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use runtime::{Attributes, set_attributes};
+use runtime::{Attributes, map_mount, set_attributes};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, fstat, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -161,6 +161,11 @@ impl Tree {
                 .map_err(failed("set the attributes of its mount"))
         };
         guard(GUARDED, true)?;
+        if let Some(ids) = &share.ids {
+            map_mount(tree.as_fd(), &ids.uids, &ids.gids, ids.recursive).map_err(failed(
+                "show it with the ids of a user namespace, which some file systems cannot",
+            ))?;
+        }
         match share.read_only {
             ReadOnly::No => {}
             ReadOnly::Top => guard(libc::MOUNT_ATTR_RDONLY, false)?,
@@ -290,7 +295,9 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::path::PathBuf;
 
+    use super::super::Ids;
     use super::*;
+    use oci_spec::runtime::LinuxIdMapping;
 
     /// A tree whose namespace is sealed, as virtiofsd has it. Needs root.
     fn sealed(directory: &Path) -> Tree {
@@ -311,6 +318,7 @@ mod tests {
             recursive: true,
             follow: false,
             read_only,
+            ids: None,
         }
     }
 
@@ -364,6 +372,36 @@ mod tests {
         }
         assert_eq!(fs::read_dir(inside(&tree, ".")).unwrap().count(), 0);
         assert!(data.join("file").exists());
+    }
+
+    #[test]
+    fn a_user_namespace_s_ids_are_shown_and_the_host_keeps_its_own() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("skipped, it needs root");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (state, data) = (dir.path().join("state"), dir.path().join("data"));
+        fs::create_dir_all(&state).unwrap();
+        fs::create_dir_all(&data).unwrap();
+        fs::write(data.join("file"), "content").unwrap();
+        let tree = sealed(&state);
+        let mapping: LinuxIdMapping =
+            serde_json::from_str(r#"{"containerID": 0, "hostID": 1000, "size": 65536}"#).unwrap();
+        let mut mapped = share(data.clone(), ReadOnly::No);
+        mapped.ids = Some(Ids {
+            uids: vec![mapping],
+            gids: vec![mapping],
+            recursive: true,
+        });
+        tree.show(1, &mapped).unwrap();
+        let owner = |path: &Path| {
+            let file = fs::metadata(path).unwrap();
+            (file.uid(), file.gid())
+        };
+        assert_eq!(owner(&inside(&tree, "1/file")), (1000, 1000));
+        assert_eq!(owner(&data.join("file")), (0, 0));
+        std::os::unix::fs::chown(inside(&tree, "1/file"), Some(1007), Some(1007)).unwrap();
+        assert_eq!(owner(&data.join("file")), (7, 7));
     }
 
     #[test]

@@ -250,7 +250,7 @@ async fn lives() {
     let node = Node::new("").await;
     let (shim, vmm) = pod(&node).await;
     assert_eq!(
-        fs::read_to_string("/sys/fs/cgroup/test/s1/cgroup.procs")
+        fs::read_to_string("/sys/fs/cgroup/test/s1/vmm/cgroup.procs")
             .unwrap()
             .trim(),
         vmm.to_string()
