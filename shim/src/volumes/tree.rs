@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -23,6 +23,9 @@ use super::{ReadOnly, ShareSource};
 /// Bounds of the file system that holds the numbered places: the guest cannot write to
 /// it, so they are for us.
 const PLACES: [(&str, &str); 3] = [("size", "1m"), ("nr_inodes", "64k"), ("mode", "755")];
+
+/// How many files a process may have open at most.
+const MOST_FILES: &str = "/proc/sys/fs/nr_open";
 
 /// On the host no file of a volume is run, opened as a device, or a link on the way of a
 /// path: all that is the guest's part.
@@ -85,17 +88,7 @@ impl Tree {
         let namespace = open("/proc/thread-self/ns/mnt", OFlags::RDONLY)
             .map_err(failed("open the mount namespace"))?;
 
-        // virtiofsd reopens files by their descriptors; the rest of /proc is not for it.
-        let proc = new_file_system(
-            "proc",
-            &[("subset", "pid"), ("hidepid", "ptraceable")],
-            MountAttrFlags::MOUNT_ATTR_RDONLY
-                | MountAttrFlags::MOUNT_ATTR_NOSUID
-                | MountAttrFlags::MOUNT_ATTR_NODEV
-                | MountAttrFlags::MOUNT_ATTR_NOEXEC,
-        )
-        .map_err(failed("make a /proc for virtiofsd"))?;
-        attach(proc.as_fd(), CWD, Path::new("/proc")).map_err(failed("mount a /proc"))?;
+        mount_proc().map_err(failed("make a /proc for virtiofsd"))?;
 
         let places = new_file_system("tmpfs", &PLACES, MountAttrFlags::empty())
             .map_err(failed("make a tree of shares"))?;
@@ -248,6 +241,42 @@ impl Tree {
 
 fn open(path: &str, flags: OFlags) -> io::Result<OwnedFd> {
     Ok(openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Mounts a /proc that shows what virtiofsd needs: itself, for it reopens files by their
+/// descriptors, and the one setting that it does not start without.
+fn mount_proc() -> io::Result<()> {
+    let guarded = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let most_files = std::fs::read(MOST_FILES)?;
+    let processes = new_file_system(
+        "proc",
+        &[("subset", "pid"), ("hidepid", "ptraceable")],
+        guarded,
+    )?;
+    // A process file system with `subset=pid` has no settings and no place for one.
+    let whole = new_file_system("tmpfs", &PLACES, MountAttrFlags::empty())?;
+    attach(whole.as_fd(), CWD, Path::new("/proc"))?;
+    std::fs::create_dir("/proc/processes")?;
+    attach(processes.as_fd(), CWD, Path::new("/proc/processes"))?;
+    for link in ["self", "thread-self"] {
+        symlink(
+            Path::new("processes").join(link),
+            Path::new("/proc").join(link),
+        )?;
+    }
+    if let Some(directory) = Path::new(MOST_FILES).parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    std::fs::write(MOST_FILES, most_files)?;
+    let attributes = Attributes {
+        set: u64::from(guarded.bits()),
+        ..Attributes::default()
+    };
+    set_attributes(whole.as_fd(), attributes, false, None)?;
+    Ok(())
 }
 
 fn new_file_system(
@@ -422,6 +451,29 @@ mod tests {
         assert!(names.is_empty(), "{names:?}");
         // And a virtiofsd that is elsewhere is refused.
         assert!(matches!(tree.seal(Path::new("/")), Err(TreeError::Outside)));
+    }
+
+    #[test]
+    fn its_proc_shows_itself_and_one_setting() {
+        if !nix::unistd::geteuid().is_root() {
+            return eprintln!("skipped, it needs root");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let most = fs::read_to_string(MOST_FILES).unwrap();
+        std::thread::scope(|scope| {
+            let virtiofsd = scope.spawn(|| {
+                Tree::new_on_this_thread(dir.path()).unwrap();
+                assert_eq!(fs::read_to_string(MOST_FILES).unwrap(), most);
+                assert!(Path::new("/proc/thread-self/fd").is_dir());
+                fs::read_to_string("/proc/self/mountinfo").unwrap();
+                for missing in ["/proc/meminfo", "/proc/sys/kernel", "/proc/sysrq-trigger"] {
+                    assert!(!Path::new(missing).exists(), "{missing}");
+                }
+                let error = fs::write(MOST_FILES, "x").unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+            });
+            virtiofsd.join().unwrap();
+        });
     }
 
     #[test]
