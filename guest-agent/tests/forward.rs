@@ -47,7 +47,7 @@ async fn pair(machine: &Machine) -> (UnixStream, TcpStream) {
 }
 
 fn bytes(count: usize) -> Vec<u8> {
-    (0..count as u32).map(|i| (i * 7 >> 3) as u8).collect()
+    (0..count as u32).map(|i| ((i * 7) >> 3) as u8).collect()
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 mod bad_input;
 mod cri;
 mod exec;
+mod faults;
 mod leaks;
 mod life;
 mod network;
@@ -64,7 +65,12 @@ fn main() {
     let together = libtest_mimic::run(&arguments, chosen(trials.into_iter().flatten().collect()));
     // These change the host under everybody's feet, so they never run side by side.
     arguments.test_threads = Some(1);
-    let alone = [resources::alone(), restart::trials(), bad_input::trials()];
+    let alone = [
+        resources::alone(),
+        restart::trials(),
+        bad_input::trials(),
+        faults::trials(),
+    ];
     let alone = libtest_mimic::run(&arguments, chosen(alone.into_iter().flatten().collect()));
     let last = libtest_mimic::run(&arguments, leaks::trials(before));
     if [together, alone, last]

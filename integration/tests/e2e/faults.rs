@@ -1,0 +1,31 @@
+//! A short run of what `make faults` does at length.
+
+use std::path::Path;
+
+use integration::testbed::TestHost;
+use libtest_mimic::Trial;
+
+use crate::cri::{handler, sh};
+use crate::trial;
+
+/// What the faults are drawn from. Another seed hits other moments, but a test that
+/// fails shall fail again.
+const SEED: u32 = 1;
+const ROUNDS: u32 = 12;
+
+pub fn trials() -> Vec<Trial> {
+    vec![trial("faults::a_dozen", a_dozen)]
+}
+
+fn a_dozen() {
+    let program = Path::new(env!("CARGO_BIN_EXE_faults"));
+    TestHost::shared()
+        .copy_in(program, "/usr/local/libexec/faults")
+        .unwrap_or_else(|error| panic!("{error}"));
+    let said = sh(&format!(
+        "/usr/local/libexec/faults --handler {} --seed {SEED} --rounds {ROUNDS} --look {ROUNDS}; code=$?; rm -f /usr/local/libexec/faults; exit $code",
+        handler()
+    ));
+    println!("{said}");
+    assert!(said.contains("nothing left behind"), "{said}");
+}
