@@ -241,7 +241,7 @@ impl Pod {
     pub fn shutdown(&self, now: bool) {
         self.ending.send_modify(|end| {
             *end = match *end {
-                End::No if now => End::Now,
+                _ if now => End::Now,
                 End::No => End::WhenIdle,
                 other => other,
             }
@@ -355,6 +355,15 @@ mod tests {
     async fn an_idle_process_ends_when_asked() {
         let pod = pod();
         pod.shutdown(false);
+        pod.wait_end().await;
+    }
+
+    #[tokio::test]
+    async fn an_end_that_waits_for_the_last_task_can_be_had_at_once() {
+        let pod = pod();
+        // As if a sandbox were there.
+        let _ = pod.ending.send(End::WhenIdle);
+        pod.terminate().await;
         pod.wait_end().await;
     }
 
