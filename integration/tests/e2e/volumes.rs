@@ -218,22 +218,23 @@ fn read_only_is_refused_by_both_sides() {
         "mkdir {host}/sub && mount -t tmpfs tmpfs {host}/sub"
     ));
     let pod = Pod::run();
-    let read_only = |path| with(mount(host, path), "readonly", json!(true));
     let container = start(
         &pod,
         BUSYBOX,
-        &[
-            read_only("/ro"),
-            with(read_only("/rro"), "recursive_read_only", json!(true)),
-        ],
+        &[with(mount(host, "/ro"), "readonly", json!(true))],
     );
-    for path in ["/ro", "/rro", "/rro/sub"] {
-        let said = container.sh(&format!("touch {path}/x 2>&1 || true"));
-        assert!(said.contains("Read-only file system"), "{path}: {said}");
-    }
+    let said = container.sh("touch /ro/x 2>&1 || true");
+    assert!(said.contains("Read-only file system"), "{said}");
     // As with runc, a mount below stays writable unless that was asked for too.
     container.sh("touch /ro/sub/x");
     assert_eq!(sh(&format!("ls {host}/sub")), "x");
+    // By ctr, as a container of CRI that asks for it with any runtime but runc's makes
+    // containerd 2.1 panic.
+    let said = sh(&format!(
+        "ctr -n k8s.io run --rm --runtime io.containerd.joey.v2 --mount type=bind,src={host},dst=/rro,options=rbind:rro {BUSYBOX} rro sh -c 'touch /rro/y; touch /rro/sub/y; ls /rro/sub' 2>&1"
+    ));
+    assert_eq!(said.matches("Read-only file system").count(), 2, "{said}");
+    assert!(said.ends_with("\nx"), "{said}");
 }
 
 fn files_are_shared() {
