@@ -10,9 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::fs::fstat;
+use rustix::io::ioctl_fionread;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::{self, Receiver, Sender};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
@@ -32,6 +35,9 @@ pub const DRAIN_REST: Duration = Duration::from_secs(2);
 /// How long output may go on flowing after the process has ended. containerd gives
 /// the deletion that waits for it 10 s.
 const DRAIN_TIME: Duration = Duration::from_secs(8);
+
+/// Longest pause between two looks at what nobody has read yet.
+const LINGER_PAUSE: Duration = Duration::from_millis(100);
 
 /// The paths that containerd gave for a process; empty: no such stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -249,11 +255,45 @@ fn open_stdin(path: &Path) -> Result<(Receiver, Sender), StreamError> {
     Ok((receiver, keeper))
 }
 
-/// A FIFO's write end, and a read end that keeps writes from failing while no
-/// client is attached: output then waits for the next one.
-struct Sink {
+/// A FIFO's two ends.
+#[derive(Debug)]
+struct Ends {
     sender: Sender,
-    _reader: File,
+    /// Keeps writes from failing while no client is attached.
+    reader: File,
+}
+
+/// Where output goes. What no client has read when this ends waits for one: a containerd
+/// that is started anew wants a container's last words too.
+#[derive(Debug)]
+struct Sink(Option<Ends>);
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if let (Some(ends), Ok(runtime)) = (self.0.take(), Handle::try_current())
+            && ends.has_unread()
+        {
+            runtime.spawn(ends.linger());
+        }
+    }
+}
+
+impl Ends {
+    /// Whether somebody may still read what is in the FIFO.
+    fn has_unread(&self) -> bool {
+        let reachable = fstat(&self.reader).is_ok_and(|data| data.st_nlink > 0);
+        reachable && ioctl_fionread(&self.reader).is_ok_and(|bytes| bytes > 0)
+    }
+
+    /// Until all is read, or containerd has removed the FIFO. A pipe tells no writer
+    /// that it is empty, so it has to be asked.
+    async fn linger(self) {
+        let mut pause = Duration::from_millis(1);
+        while self.has_unread() {
+            sleep(pause).await;
+            pause = (pause * 2).min(LINGER_PAUSE);
+        }
+    }
 }
 
 async fn open_output(name: &'static str, path: &Path) -> Result<Sink, StreamError> {
@@ -288,10 +328,7 @@ async fn open_output(name: &'static str, path: &Path) -> Result<Sink, StreamErro
         .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .map_err(failed)?;
-    Ok(Sink {
-        sender,
-        _reader: reader,
-    })
+    Ok(Sink(Some(Ends { sender, reader })))
 }
 
 async fn connect(name: &'static str, vsock: &Vsock, id: &str) -> Result<UnixStream, StreamError> {
@@ -341,11 +378,11 @@ async fn pump_in(mut fifo: Receiver, guest: UnixStream) {
 /// Until the guest has no more to say.
 async fn pump_out(mut guest: UnixStream, mut sink: Sink, written: Arc<AtomicU64>) {
     let mut buffer = vec![0; BUFFER];
-    loop {
+    while let Some(Ends { sender, .. }) = &mut sink.0 {
         match guest.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(n) => {
-                if let Err(error) = sink.sender.write_all(&buffer[..n]).await {
+                if let Err(error) = sender.write_all(&buffer[..n]).await {
                     tracing::warn!(%error, "writing output");
                     return;
                 }

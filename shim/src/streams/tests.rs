@@ -138,6 +138,29 @@ async fn output_reaches_its_own_fifo_and_ends() {
 }
 
 #[tokio::test]
+async fn last_words_wait_for_a_client_that_comes_later() {
+    let fixture = Fixture::new();
+    let path = fixture.dir.path().join("out");
+    let (client, streams, mut guest) = fixture.output().await;
+    // As when containerd is killed.
+    drop(client);
+    guest.write_all(b"farewell").await.unwrap();
+    drop(guest);
+    streams.drain().await;
+    assert_eq!(read_all(reader(path.to_str().unwrap())).await, b"farewell");
+
+    // Removed, it is for nobody.
+    let mut ends = Ends {
+        reader: File::options().read(true).write(true).open(&path).unwrap(),
+        sender: writer(path.to_str().unwrap()),
+    };
+    ends.sender.write_all(b"x").await.unwrap();
+    assert!(ends.has_unread());
+    std::fs::remove_file(&path).unwrap();
+    ends.linger().await;
+}
+
+#[tokio::test]
 async fn a_terminal_has_no_stderr() {
     let fixture = Fixture::new();
     let stdio = Stdio {
