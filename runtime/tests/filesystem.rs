@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use common::Bundle;
@@ -102,6 +103,25 @@ fn binds_of_files_and_directories() {
         std::fs::read_to_string(bundle.dir.join("free/new")).unwrap(),
         "yes\n"
     );
+}
+
+/// It leads to a mount of the engine's namespace, not of the container's copy.
+#[test]
+fn a_source_can_be_a_descriptor_of_the_engine() {
+    let mut bundle = Bundle::new("cat /data/file");
+    let host = bundle.dir.join("host");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("file"), "content\n").unwrap();
+    let open = std::fs::File::open(&host).unwrap();
+    // The engine inherits it.
+    rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
+    let source = format!("/proc/self/fd/{}", open.as_raw_fd());
+    bundle.push(
+        "/mounts",
+        json!({"destination": "/data", "type": "bind", "source": source,
+        "options": ["rbind", "rprivate"]}),
+    );
+    assert_eq!(bundle.run(), "content\n");
 }
 
 #[test]
