@@ -11,6 +11,11 @@ pub const BUSYBOX: &str = "127.0.0.1:5000/busybox:latest";
 /// About 100 MB in several layers with everything an image can hold.
 pub const DEBIAN: &str = "127.0.0.1:5000/debian:latest";
 
+/// A script that prints 100 MB of which each piece tells its place, cheaply where
+/// processors are emulated: no line of it is made anew.
+pub const HUNDRED_MB: &str = "{ seq 200000 | head -c 1048571 > /tmp/piece; \
+    for i in $(seq -w 100); do echo $i; cat /tmp/piece; done; rm /tmp/piece; }";
+
 static NEXT: AtomicU32 = AtomicU32::new(1);
 
 /// The runtime handler of this run.

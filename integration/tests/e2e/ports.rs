@@ -4,7 +4,7 @@
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::cri::{BUSYBOX, Container, Pod, run, sh, text};
+use crate::cri::{BUSYBOX, Container, HUNDRED_MB, Pod, run, sh, text};
 use crate::trial;
 
 pub fn trials() -> Vec<Trial> {
@@ -104,10 +104,8 @@ fn either_family_is_forwarded_to_the_right_pod() {
 fn a_hundred_megabytes_each_way_are_intact() {
     let pod = Pod::run();
     let server = serve(&pod);
-    // Content that depends on its place.
-    let content = "seq 100000000 | head -c 104857600";
-    let expected = sh(&format!("{content} | tee /tmp/hundred | sha256sum"));
-    server.sh(&format!("{content} > /www/hundred"));
+    let expected = sh(&format!("{HUNDRED_MB} | tee /tmp/hundred | sha256sum"));
+    server.sh(&format!("{HUNDRED_MB} > /www/hundred"));
     let seen = forwarded(
         &pod,
         &format!(

@@ -8,7 +8,7 @@ use integration::testbed::{Event, Session, TestHost};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::cri::{BUSYBOX, Container, Pod, run, sh, text};
+use crate::cri::{BUSYBOX, Container, HUNDRED_MB, Pod, run, sh, text};
 use crate::trial;
 
 pub fn trials() -> Vec<Trial> {
@@ -112,11 +112,9 @@ fn slow_reader_blocks_nobody_else() {
 fn a_hundred_megabytes_pass_an_exec_each_way() {
     let pod = Pod::run();
     let container = pod.start(BUSYBOX, &["sleep", "1000"]);
-    // Content that depends on its place.
-    let content = "seq 100000000 | head -c 104857600";
-    let expected = sh(&format!("{content} | tee /tmp/hundred | sha256sum"));
+    let expected = sh(&format!("{HUNDRED_MB} | tee /tmp/hundred | sha256sum"));
     let out = sh(&format!(
-        "crictl exec {} sh -c '{content}' | sha256sum",
+        "crictl exec {} sh -c '{HUNDRED_MB}' | sha256sum",
         container.id
     ));
     assert_eq!(out, expected);
