@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use guest_agent::storage::Storage;
+use guest_agent::streams::FromHost;
 use guest_agent::tasks::Tasks;
 use guest_agent::{boot, server};
 use protocol::ports;
 use rustix::system::{RebootCommand, reboot};
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 use ttrpc::r#async::transport::Listener;
 
 type Failure = Box<dyn std::error::Error>;
@@ -47,10 +48,9 @@ fn run() -> Result<(), Failure> {
 }
 
 async fn serve() -> Result<(), Failure> {
-    let listen = |port| VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port));
-    let calls = listen(ports::RPC)?;
-    let streams = listen(ports::STREAM)?;
-    let forwards = listen(ports::FORWARD)?;
+    let calls = FromHost::bind(ports::RPC)?;
+    let streams = FromHost::bind(ports::STREAM)?;
+    let forwards = FromHost::bind(ports::FORWARD)?;
 
     // One poll sends the packet that says that all listen; the host works while the
     // rest is done here. It never accepts the connection.
@@ -68,5 +68,5 @@ async fn serve() -> Result<(), Failure> {
     let base = PathBuf::from(boot::BASE);
     let storage = Storage::new(WINDOW.into(), SCRATCH.into(), base.clone());
     let tasks = Arc::new(Tasks::new(base, storage)?);
-    Ok(server::serve(tasks, Listener::from(calls), streams, forwards).await?)
+    Ok(server::serve(tasks, Listener::new(calls), streams, forwards).await?)
 }

@@ -3,16 +3,20 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_core::Stream;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
-use tokio_vsock::{VsockListener, VsockStream};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 /// How long a claim waits for its connection, a connection for its claim, and either
 /// for the id: the host makes both sides of a stream in one breath.
@@ -40,11 +44,40 @@ pub trait Listen: Send + Sync + 'static {
     fn accept(&self) -> impl Future<Output = io::Result<Self::Socket>> + Send;
 }
 
-impl Listen for VsockListener {
+/// A vsock port that serves the host alone: a guest's own processes reach its ports as
+/// well where the kernel has a loopback for vsock, and who calls the agent is root.
+pub struct FromHost(VsockListener);
+
+impl FromHost {
+    /// Listens on `port`.
+    pub fn bind(port: u32) -> io::Result<Self> {
+        VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)).map(Self)
+    }
+
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<VsockStream>> {
+        loop {
+            let (socket, peer) = ready!(self.0.poll_accept(context))?;
+            if peer.cid() == VMADDR_CID_HOST {
+                return Poll::Ready(Ok(socket));
+            }
+            log::debug!("closed a connection from within the guest");
+        }
+    }
+}
+
+impl Listen for FromHost {
     type Socket = VsockStream;
 
     async fn accept(&self) -> io::Result<VsockStream> {
-        Ok(VsockListener::accept(self).await?.0)
+        poll_fn(|context| self.poll_accept(context)).await
+    }
+}
+
+impl Stream for FromHost {
+    type Item = io::Result<VsockStream>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_accept(context).map(Some)
     }
 }
 
