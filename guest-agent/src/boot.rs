@@ -16,7 +16,7 @@ const OPEN_FILES: u64 = 1 << 20;
 /// Directory of everything that the agent keeps.
 pub const BASE: &str = "/run/joey";
 /// Where cgroup2 is.
-const CGROUP: &str = "/sys/fs/cgroup";
+pub const CGROUP: &str = "/sys/fs/cgroup";
 
 /// Why the machine could not be made usable.
 #[derive(Debug, Error)]

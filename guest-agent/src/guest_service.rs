@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::guest::{
-    ConfigureRequest, DropSharesRequest, Empty, Event, NextEventRequest, OnlineCpusRequest,
-    SetClockRequest, StatsResponse,
+    ConfigureRequest, ConsoleRequest, DropSharesRequest, Empty, Event, NextEventRequest,
+    OnlineCpusRequest, SetClockRequest, StatsResponse,
 };
 use protocol::guest_ttrpc::Guest;
 use protocol::ids::SHM_PATH;
@@ -21,7 +21,7 @@ use ttrpc::{Code, Error, Result};
 use crate::network::{self, Network, NetworkError};
 use crate::resources;
 use crate::tasks::Tasks;
-use crate::{clock, network::resolv_conf};
+use crate::{clock, console, network::resolv_conf};
 
 const DEFAULT_SHM: u64 = 64 << 20;
 
@@ -115,6 +115,11 @@ impl Guest for GuestService {
 
     async fn drop_shares(&self, _: &TtrpcContext, request: DropSharesRequest) -> Result<Empty> {
         self.0.volumes().drop_shares(&request.shares);
+        Ok(Empty::default())
+    }
+
+    async fn console(&self, _: &TtrpcContext, request: ConsoleRequest) -> Result<Empty> {
+        console::start(&self.0, &request)?;
         Ok(Empty::default())
     }
 }

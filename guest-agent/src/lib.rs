@@ -8,12 +8,14 @@
 //!   the host over ttrpc, [`tasks`] is what they act on.
 //! * [`streams`] and [`stdio`] carry bytes between processes and the host, [`forward`]
 //!   does for connections to the pod's loopback.
+//! * [`console`] runs the host's debug shell, if the host has one.
 //! * [`storage`] mounts root file systems, [`volumes`] what containers mount beside
 //!   them, [`spec`] fits the OCI spec to both.
 //! * [`reaper`], [`oom`] and [`events`] tell the host what happened.
 
 pub mod boot;
 pub mod clock;
+pub mod console;
 pub mod events;
 pub mod forward;
 pub mod guest_service;

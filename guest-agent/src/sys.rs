@@ -1,9 +1,11 @@
 //! The few calls that no safe wrapper has: ioctls on block and random devices,
-//! signals by descriptor, descriptors on the event loop.
+//! signals by descriptor, descriptors on the event loop, sessions.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
 
 use tokio::io::unix::AsyncFd;
 
@@ -116,6 +118,29 @@ pub fn signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Starts `command` as the leader of a session of its own and in the cgroup whose
+/// `cgroup.procs` is `processes`; with `terminal` its standard input becomes the
+/// session's terminal.
+pub fn lead_session(
+    command: &mut Command,
+    processes: OwnedFd,
+    terminal: bool,
+) -> io::Result<Child> {
+    let lead = move || {
+        // 0 is the writer itself.
+        rustix::io::write(&processes, b"0")?;
+        rustix::process::setsid()?;
+        if terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes system calls on what it owns and
+    // on standard input; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(lead) };
+    command.spawn()
 }
 
 /// Puts a non-blocking descriptor on the event loop.

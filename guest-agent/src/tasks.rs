@@ -192,7 +192,8 @@ pub struct Tasks {
     /// Directory of everything that the agent keeps in the file system.
     base: PathBuf,
     tasks: Mutex<HashMap<String, Task>>,
-    reaper: Reaper,
+    /// Watches for the ends of processes.
+    pub reaper: Reaper,
     oom: OomWatch,
     storage: Mutex<Storage>,
     volumes: Mutex<Volumes>,
@@ -460,6 +461,11 @@ impl Tasks {
     /// Collects what has ended and reports it. For every SIGCHLD.
     pub fn reap(&self) {
         for (process, exit) in self.reaper.reap() {
+            if process.container_id.is_empty() {
+                // A console's: nothing of containerd's.
+                process.ending.set(exit);
+                continue;
+            }
             self.report_oom(&process.container_id);
             process.ending.set(exit);
             self.events.push(Kind::Exit(guest::Exit {

@@ -36,4 +36,4 @@ pub use plan::PlanError;
 pub use process::{Io, Launched, TerminalSize};
 pub use state::{StateError, Status};
 pub use sys::{Attributes, set_attributes};
-pub use tty::resize;
+pub use tty::{open_terminal, resize};

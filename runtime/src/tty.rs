@@ -29,6 +29,14 @@ pub fn resize(terminal: BorrowedFd<'_>, size: TerminalSize) -> io::Result<()> {
     )?)
 }
 
+/// A new terminal in the caller's own devpts, of this size: its master side, and the one for the
+/// process.
+pub fn open_terminal(size: TerminalSize) -> io::Result<(OwnedFd, OwnedFd)> {
+    let Terminal { master, slave } = Terminal::open_pair()?;
+    resize(master.as_fd(), size)?;
+    Ok((master, slave))
+}
+
 /// A new terminal.
 #[derive(Debug)]
 pub(crate) struct Terminal {
