@@ -52,6 +52,9 @@ pub struct Config {
     /// Whether the guest's kernel messages go to `console.log` in the sandbox's
     /// state directory. Slows the start.
     pub console: bool,
+    /// What `joeyctl console` runs in the guest: a static executable of the host;
+    /// without it there are no consoles.
+    pub debug_shell: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -71,6 +74,7 @@ impl Default for Config {
             uid_base: 1_885_000_000,
             uid_count: 65536,
             console: false,
+            debug_shell: None,
         }
     }
 }
@@ -197,6 +201,7 @@ impl Config {
         ]
         .into_iter()
         .chain(self.virtiofsd.as_ref().map(|path| ("virtiofsd", path)))
+        .chain(self.debug_shell.as_ref().map(|path| ("debug_shell", path)))
         {
             if !path.is_absolute() {
                 return wrong(key, &path.display(), "an absolute path".into());
@@ -316,6 +321,7 @@ mod tests {
         for (text, key) in [
             ("kernel = 'vmlinux'", "kernel"),
             ("virtiofsd = 'virtiofsd'", "virtiofsd"),
+            ("debug_shell = ''", "debug_shell"),
             ("memory_mib = 63", "memory_mib"),
             ("max_memory_mib = 64", "max_memory_mib"),
             ("vcpus = 0", "vcpus"),

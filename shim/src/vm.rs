@@ -41,7 +41,7 @@ const MAX_LINE: usize = 8 << 10;
 const DOCTOR: &str = "`joeyctl doctor` tells whether this host can run VMs";
 
 /// Names in the state directory.
-const VSOCK: &str = "vsock";
+pub const VSOCK: &str = "vsock";
 const CONSOLE: &str = "console.log";
 
 /// What a VM is made from.
@@ -363,6 +363,11 @@ impl Vm {
 
     fn raw_pid(&self) -> i32 {
         i32::try_from(self.pid).unwrap_or_default()
+    }
+
+    /// The operator's settings when it was made.
+    pub fn config(&self) -> &Config {
+        &self.config
     }
 
     /// The way into the guest.

@@ -2,6 +2,7 @@
 //! whatever kills the VM, containers and sandbox are reported stopped in order
 //! and everything that the pod had on the host goes.
 
+mod console;
 mod containers;
 mod limits;
 mod patience;

@@ -1,10 +1,12 @@
-//! What the node's tools ask: `joeyctl ps`, `logs` and `metrics`.
+//! What the node's tools ask: `joeyctl ps`, `logs`, `metrics` and `console`.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::ttrpc::{self, r#async::TtrpcContext};
-use protocol::shim::{Description, Empty, KernelLogResponse, MetricsResponse};
+use protocol::shim::{
+    ConsoleRequest, ConsoleResponse, Description, Empty, KernelLogResponse, MetricsResponse,
+};
 use protocol::shim_ttrpc::Shim;
 
 use super::Pod;
@@ -46,5 +48,13 @@ impl Shim for NodeService {
             text: self.pod.sandbox()?.vm().kernel_log().await?,
             ..Default::default()
         })
+    }
+
+    async fn console(
+        &self,
+        _: &TtrpcContext,
+        request: ConsoleRequest,
+    ) -> ttrpc::Result<ConsoleResponse> {
+        Ok(self.pod.sandbox()?.console(request).await?)
     }
 }

@@ -1,6 +1,7 @@
 //! `joeyctl`: the operator's tool.
 
 mod checks;
+mod console;
 mod doctor;
 mod logs;
 mod metrics;
@@ -44,6 +45,19 @@ enum Command {
         /// The start of its id, or the name of its pod.
         sandbox: Option<String>,
     },
+    /// Runs the shell that `debug_shell` names in a sandbox's guest, beside its agent. At
+    /// a terminal, Ctrl-] leaves it.
+    Console {
+        /// The start of its id, or the name of its pod.
+        sandbox: String,
+        /// What the shell is called with, its name first.
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            default_value = "sh"
+        )]
+        command: Vec<String>,
+    },
     /// Prints the metrics of all sandboxes for Prometheus.
     Metrics {
         /// Serves them over HTTP there instead, such as 127.0.0.1:9180.
@@ -64,7 +78,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Doctor => doctor::run(cli.config.as_deref()),
         other => match run(other, cli.config.as_deref()) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(code) => code,
             Err(error) => {
                 eprintln!("joeyctl: {error:#}");
                 ExitCode::FAILURE
@@ -73,7 +87,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command, config: Option<&Path>) -> anyhow::Result<()> {
+fn run(command: Command, config: Option<&Path>) -> anyhow::Result<ExitCode> {
     let config = config.map_or_else(Config::load, Config::read);
     let config = config.context("`joeyctl doctor` tells more")?;
     match command {
@@ -81,10 +95,12 @@ fn run(command: Command, config: Option<&Path>) -> anyhow::Result<()> {
         Command::Ps { json } => ps::run(&config, json),
         Command::Logs { sandbox: None } => logs::list(&config),
         Command::Logs { sandbox: Some(id) } => logs::show(&config, &id),
+        Command::Console { sandbox, command } => return console::run(&config, &sandbox, command),
         Command::Metrics { listen: None } => metrics::print(&config),
         Command::Metrics {
             listen: Some(address),
         } => metrics::serve(&config, address),
         Command::Reconcile { dry_run } => reconcile::run(&config, dry_run),
     }
+    .map(|()| ExitCode::SUCCESS)
 }
