@@ -17,7 +17,7 @@ suite=${1:-forky}
 packages=(containerd runc containernetworking-plugins docker-registry
     systemd-standalone-sysusers systemd-standalone-tmpfiles
     nftables iproute2 kmod mount procps curl strace iputils-ping jq bpftool libcap2-bin erofs-utils e2fsprogs
-    virtiofsd attr)
+    virtiofsd attr busybox-static)
 # The last Debian suite with containerd 1.7, and what is taken from it.
 older=trixie
 older_packages=(containerd runc)

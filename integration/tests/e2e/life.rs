@@ -4,8 +4,9 @@
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::cri::{BUSYBOX, Container, Pod, fails, handler, run, sh};
+use crate::cri::{BUSYBOX, Container, DEBIAN, Pod, fails, handler, run, sh, text};
 use crate::leaks;
+use crate::resources::Configured;
 use crate::trial;
 
 pub fn trials() -> Vec<Trial> {
@@ -21,10 +22,22 @@ pub fn trials() -> Vec<Trial> {
         trial("life::remains_are_removed", remains_are_removed),
         trial("life::node_tools_tell", node_tools_tell),
         trial(
+            "life::only_the_host_reaches_the_agent",
+            only_the_host_reaches_the_agent,
+        ),
+        trial(
             "life::exec_into_a_stopped_container",
             exec_into_a_stopped_container,
         ),
     ]
+}
+
+/// Those that change the host's configuration, for one at a time.
+pub fn alone() -> Vec<Trial> {
+    vec![trial(
+        "life::console_is_a_shell_beside_the_agent",
+        console_is_a_shell_beside_the_agent,
+    )]
 }
 
 /// The VMM's pid on the host.
@@ -248,4 +261,76 @@ fn exec_into_a_stopped_container() {
         said.contains("not running") || said.contains("CONTAINER_EXITED"),
         "{said}"
     );
+}
+
+fn console_is_a_shell_beside_the_agent() {
+    let before = leaks::snapshot();
+    {
+        let pod = Pod::run();
+        let said = fails(&format!("joeyctl console {} </dev/null", pod.id));
+        assert!(said.contains("debug_shell"), "{said}");
+    }
+    {
+        let _configured = Configured::with("debug_shell = \"/usr/bin/busybox\"");
+        let pod = Pod::run();
+        let container = pod.start(BUSYBOX, &["sleep", "1000"]);
+        let console = |script: &str, command: &str| {
+            run(&format!(
+                "echo '{script}' | joeyctl console {} {command}",
+                pod.id
+            ))
+        };
+        let output = console("uname -r; echo err >&2; exit 3", "sh");
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!((output.status, err.as_str()), (3, "err\n"));
+        assert_eq!(out.trim(), container.sh("uname -r"));
+        // The agent is what it sees, and the host's other tools go by their names.
+        assert_eq!(
+            text(&console("", "cat /proc/1/comm").stdout),
+            "joey-agent\n"
+        );
+        // At a terminal: its size, its end, and its settings as they were.
+        let said = sh(&format!(
+            "cat >/tmp/console <<'end'
+stty rows 33 cols 77
+before=$(stty -g)
+joeyctl console {} stty size
+[ \"$before\" = \"$(stty -g)\" ] && echo restored
+end
+script -qec 'sh /tmp/console' /dev/null </dev/null",
+            pod.id
+        ));
+        assert!(
+            said.contains("33 77") && said.contains("restored"),
+            "{said}"
+        );
+        // With its client, all goes that it has started.
+        sh(&format!(
+            "running() {{ joeyctl console {0} ps </dev/null >/tmp/ps || exit 2; grep -q 'sleep 1234' /tmp/ps; }}
+            mkfifo /tmp/in
+            (echo 'setsid sleep 1234 & echo started'; exec sleep 1000) >/tmp/in & typed=$!
+            joeyctl console {0} </tmp/in >/tmp/out & client=$!
+            for i in $(seq 100); do grep -q started /tmp/out && break; sleep 0.1; done
+            running || exit 3
+            kill -9 $client $typed; rm /tmp/in /tmp/out
+            for i in $(seq 100); do running || exit 0; sleep 0.1; done
+            exit 1",
+            pod.id
+        ));
+    }
+    assert_eq!(leaks::snapshot(), before);
+}
+
+/// Whoever calls the agent is root in the guest.
+fn only_the_host_reaches_the_agent() {
+    sh(&format!("crictl pull {DEBIAN}"));
+    let pod = Pod::run();
+    let container = pod.start(DEBIAN, &["sleep", "1000"]);
+    // AF_VSOCK to the guest's own addresses: refused, or closed before a byte is taken.
+    for (cid, port) in [(1, 1024), (1, 1025), (1, 1026), (3, 1024)] {
+        let said = container.sh(&format!(
+            "timeout 20 perl -e 'socket(my $s, 40, 1, 0) or die $!; connect($s, pack(\"SSLLx4\", 40, 0, {port}, {cid})) or print(\"refused\"), exit; print sysread($s, my $b, 1) ? \"open\" : \"closed\"'"
+        ));
+        assert!(["refused", "closed"].contains(&said.as_str()), "{said}");
+    }
 }

@@ -67,6 +67,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let alone = [
         resources::alone(),
+        life::alone(),
         restart::trials(),
         bad_input::trials(),
         faults::trials(),

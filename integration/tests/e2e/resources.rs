@@ -64,10 +64,10 @@ pub fn alone() -> Vec<Trial> {
 }
 
 /// joey's configuration, until dropped.
-struct Configured;
+pub struct Configured;
 
 impl Configured {
-    fn with(text: &str) -> Configured {
+    pub fn with(text: &str) -> Configured {
         sh(&format!(
             "mkdir -p /etc/joey; touch /etc/joey/config.toml; cp /etc/joey/config.toml /tmp/config.before; echo '{text}' >> /etc/joey/config.toml"
         ));
