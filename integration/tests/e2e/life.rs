@@ -1,12 +1,15 @@
 //! Ends that nobody asked for: each is seen, reported as the right exit, explained, and
 //! leaves nothing.
 
+use integration::channel::Size;
+use integration::testbed::TestHost;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::cri::{BUSYBOX, Container, DEBIAN, Pod, fails, handler, run, sh, text};
 use crate::leaks;
 use crate::resources::Configured;
+use crate::streams::expect;
 use crate::trial;
 
 pub fn trials() -> Vec<Trial> {
@@ -284,29 +287,34 @@ fn console_is_a_shell_beside_the_agent() {
         let (out, err) = (text(&output.stdout), text(&output.stderr));
         assert_eq!((output.status, err.as_str()), (3, "err\n"));
         assert_eq!(out.trim(), container.sh("uname -r"));
-        // The agent is what it sees, and the host's other tools go by their names.
-        assert_eq!(
-            text(&console("", "cat /proc/1/comm").stdout),
-            "joey-agent\n"
-        );
-        // At a terminal: its size, its end, and its settings as they were.
-        let said = sh(&format!(
-            "cat >/tmp/console <<'end'
-stty rows 33 cols 77
-before=$(stty -g)
-joeyctl console {} stty size
-[ \"$before\" = \"$(stty -g)\" ] && echo restored
-end
-script -qec 'sh /tmp/console' /dev/null </dev/null",
-            pod.id
-        ));
-        assert!(
-            said.contains("33 77") && said.contains("restored"),
-            "{said}"
-        );
+        // PID 1 is the agent; busybox goes by the name that it is called with.
+        assert_eq!(text(&console("", "cat /proc/1/comm").stdout), "init\n");
+        // At a terminal: its size, a new one, and its settings as they were.
+        let mut session = TestHost::shared()
+            .shell(&format!(
+                "before=$(stty -g); joeyctl console {}; code=$?; [ $before = $(stty -g) ] && echo restored-$code",
+                pod.id
+            ))
+            .terminal(Size { rows: 33, columns: 77 })
+            .spawn()
+            .expect("the host takes commands");
+        let input = session.input();
+        let line = |text: &str| input.write(text.as_bytes()).expect("the session lives");
+        line("stty size\r");
+        expect(&mut session, "33 77");
+        input
+            .resize(Size {
+                rows: 33,
+                columns: 82,
+            })
+            .expect("the session lives");
+        line("until stty size | grep 82; do sleep 0.1; done; echo at-$((82 + 1))\r");
+        expect(&mut session, "at-83");
+        line("\x1d");
+        expect(&mut session, "restored-1");
         // With its client, all goes that it has started.
         sh(&format!(
-            "running() {{ joeyctl console {0} ps </dev/null >/tmp/ps || exit 2; grep -q 'sleep 1234' /tmp/ps; }}
+            "running() {{ ps=$(joeyctl console {0} ps </dev/null) || exit 2; echo \"$ps\" | grep -q 'sleep 1234'; }}
             mkfifo /tmp/in
             (echo 'setsid sleep 1234 & echo started'; exec sleep 1000) >/tmp/in & typed=$!
             joeyctl console {0} </tmp/in >/tmp/out & client=$!

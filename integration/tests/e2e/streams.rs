@@ -222,7 +222,7 @@ fn stdin_once_ends_with_its_client() {
 }
 
 /// Reads what a session prints until `text` is in it.
-fn expect(session: &mut Session, text: &str) {
+pub fn expect(session: &mut Session, text: &str) {
     let deadline = Some(Instant::now() + Duration::from_secs(60));
     let mut seen = String::new();
     while !seen.contains(text) {
