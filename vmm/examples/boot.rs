@@ -175,10 +175,9 @@ fn run(options: &Options) -> Result<(), Failure> {
     if let Some(port) = options.connect {
         talk(&socket, port)?;
     }
-    while options.wait {
-        match event()? {
-            Some(other) => eprintln!("{other:?} after {:.3} ms", millis()),
-            None => break,
+    if options.wait {
+        while let Some(other) = event()? {
+            eprintln!("{other:?} after {:.3} ms", millis());
         }
     }
     if options.stats {

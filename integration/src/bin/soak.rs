@@ -118,7 +118,7 @@ impl Sample {
         Ok(Sample {
             pods,
             containerd_kib: field(&status, "VmRSS:")?,
-            containerd_fds: entries(&format!("/proc/{containerd}/fd"))?,
+            containerd_fds: entries(format!("/proc/{containerd}/fd"))?,
             containerd_threads: field(&status, "Threads:")?,
             host_files: first_number(&files)?,
             kernel_kib: field(&meminfo, "SUnreclaim:")? + field(&meminfo, "Percpu:")?,
@@ -137,6 +137,10 @@ impl Sample {
     }
 }
 
+/// Name, value, and the growth that is none: rounding of pages, Go's heap, slabs that
+/// are freed later.
+type Row = (&'static str, fn(&Sample) -> u64, u64);
+
 /// Compares the end with the time after the first sample, until when caches fill.
 fn flat(samples: &[Sample]) -> anyhow::Result<()> {
     let [_, settled, .., last] = samples else {
@@ -144,9 +148,7 @@ fn flat(samples: &[Sample]) -> anyhow::Result<()> {
         return Ok(());
     };
     let mut grown = Vec::new();
-    // Name, values, and the growth that is none: rounding of pages, Go's heap, slabs
-    // that are freed later.
-    let rows: [(&str, fn(&Sample) -> u64, u64); 9] = [
+    let rows: [Row; 9] = [
         ("containerd_kib", |s| s.containerd_kib, 16 << 10),
         ("containerd_fds", |s| s.containerd_fds, 8),
         ("containerd_threads", |s| s.containerd_threads, 8),

@@ -122,7 +122,7 @@ async fn a_client_that_goes_altogether_takes_the_guests_side_along() {
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_the_guest_back() {
     let (mut bench, mut agent) = Bench::open(V4).await;
-    let sent: Vec<u8> = (0..20_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..20_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
     let expected = sent.clone();
     let mut writer = tokio::spawn(async move {
         agent.write_all(&sent).await.unwrap();

@@ -566,7 +566,8 @@ mod tests {
 
     #[test]
     fn a_daemon_that_makes_no_sense_is_not_believed() {
-        let cases: [(fn(&mut TestDaemon, &Seen), &str); 5] = [
+        type Deed = fn(&mut TestDaemon, &Seen);
+        let cases: [(Deed, &str); 5] = [
             (|daemon, _| daemon.give_back(1, 1000, 0), "1000"),
             (|daemon, _| daemon.give_back(1, 1, 0), "(1)"),
             (|daemon, _| daemon.give_back(1, 2, 0), "(2)"),
