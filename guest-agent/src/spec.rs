@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespaceType, Mount, RootBuilder,
-    Spec,
+    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType,
+    Mount, RootBuilder, Spec,
 };
 use protocol::guest::File;
 use protocol::ids::{FILE_SOURCE, VOLUME_SOURCE};
@@ -191,7 +191,12 @@ fn adapt_mount(mount: &mut Mount, place: &Place<'_>) -> Result<(), SpecError> {
     };
     if let Some(index) = source.strip_prefix(FILE_SOURCE) {
         let file = at(place.files, index).ok_or_else(|| missing("files", place.files.len()))?;
+        own(file, mount).map_err(|source| SpecError::Write {
+            path: file.clone(),
+            source,
+        })?;
         mount.set_source(Some(file.clone()));
+        keep_ids(mount);
     } else if let Some(index) = source.strip_prefix(VOLUME_SOURCE) {
         let volume = at(place.volumes, index);
         let volume = volume.ok_or_else(|| missing("volumes", place.volumes.len()))?;
@@ -205,6 +210,33 @@ fn adapt_mount(mount: &mut Mount, place: &Place<'_>) -> Result<(), SpecError> {
 
 fn at<'a, T>(list: &'a [T], index: &str) -> Option<&'a T> {
     list.get(index.parse::<usize>().ok()?)
+}
+
+/// Gives a copied file to whom its mount's mapping shows it as: the file system that it is
+/// in maps no ids, and nobody else sees it.
+fn own(file: &Path, mount: &Mount) -> io::Result<()> {
+    let (Some(uids), Some(gids)) = (mount.uid_mappings(), mount.gid_mappings()) else {
+        return Ok(());
+    };
+    let data = fs::metadata(file)?;
+    chown(
+        file,
+        Some(outside(uids, data.uid())),
+        Some(outside(gids, data.gid())),
+    )?;
+    // Changing the owner clears set-id bits.
+    fs::set_permissions(file, data.permissions())
+}
+
+/// What an id inside of a mapping is outside.
+fn outside(mapping: &[LinuxIdMapping], id: u32) -> u32 {
+    /// The kernel's id for what has none.
+    const NOBODY: u32 = 65534;
+    let found = mapping.iter().find_map(|range| {
+        let offset = id.checked_sub(range.container_id())?;
+        (offset < range.size()).then(|| range.host_id().saturating_add(offset))
+    });
+    found.unwrap_or(NOBODY)
 }
 
 /// A mount that shows the ids of its files as they are.
@@ -350,6 +382,29 @@ mod tests {
         let here = mapped("joey-volume:1");
         assert_eq!(here.uid_mappings().as_ref().map(Vec::len), Some(1));
         assert_eq!(here.options().as_ref().map(Vec::len), Some(2));
+    }
+
+    #[test]
+    fn a_copied_file_belongs_to_the_user_namespace() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped, it needs root");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts");
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        chown(&path, Some(5), Some(70_000)).unwrap();
+        let ids = r#""uidMappings": [{"containerID": 0, "hostID": 1000, "size": 65536}],
+                     "gidMappings": [{"containerID": 0, "hostID": 2000, "size": 65536}],"#;
+        let json = SPEC.replace(
+            "\"destination\": \"/etc/hosts\",",
+            &format!("\"destination\": \"/etc/hosts\", {ids}"),
+        );
+        let spec = adapted(&json, &["/files/0".into(), path.clone()]).unwrap();
+        let data = fs::metadata(&path).unwrap();
+        assert_eq!((data.uid(), data.gid()), (1005, 65534));
+        assert_eq!(data.mode() & 0o7777, 0o640);
+        assert!(spec.mounts().as_ref().unwrap()[0].uid_mappings().is_none());
     }
 
     #[test]

@@ -175,7 +175,7 @@ fn many_at_once_leave_nothing_behind() {
     let expected = sh("seq 1000000 | head -c 1048576 | sha256sum");
     let inside = inside(&pod);
     let shim = sh(&format!(
-        "pgrep -f 'containerd-shim-joey-v2.* -id {}'",
+        "pgrep -f '[c]ontainerd-shim-joey-v2.* -id {}'",
         pod.id
     ));
     let descriptors = format!("ls /proc/{shim}/fd | wc -l");

@@ -313,7 +313,7 @@ fn three_hundred_execs_leave_nothing() {
     };
     // Of shim and VMM: descriptors, threads, and the shim's resident memory in KiB.
     let shim = sh(&format!(
-        "pgrep -f 'containerd-shim-joey-v2.* -id {}'",
+        "pgrep -f '[c]ontainerd-shim-joey-v2.* -id {}'",
         pod.id
     ));
     let vmm = sh(&format!("pgrep -P {shim} joey-vmm"));

@@ -5,8 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType,
-    LinuxResources, LinuxSeccomp,
+    Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxIdMapping, LinuxNamespace,
+    LinuxNamespaceType, LinuxResources, LinuxSeccomp,
 };
 
 use super::{Pod, SpecError};
@@ -58,6 +58,22 @@ pub(super) fn check_pod_namespaces(linux: &Linux) -> Result<(), SpecError> {
     ] {
         if find(namespaces, kind).is_none() {
             return Err(SpecError::HostNamespace(name, setting));
+        }
+    }
+    check_root_is_mapped(&mapped(linux.uid_mappings()), &mapped(linux.gid_mappings()))
+}
+
+fn mapped(list: &Option<Vec<LinuxIdMapping>>) -> Vec<u32> {
+    let list = list.as_deref().unwrap_or_default();
+    list.iter().map(LinuxIdMapping::container_id).collect()
+}
+
+/// Refuses a user namespace without a root: nobody could set up its containers. Takes
+/// the first id inside of each mapping.
+pub(crate) fn check_root_is_mapped(uids: &[u32], gids: &[u32]) -> Result<(), SpecError> {
+    for (ids, kind) in [(uids, "user"), (gids, "group")] {
+        if !ids.is_empty() && !ids.contains(&0) {
+            return Err(SpecError::RootIsNotMapped(kind));
         }
     }
     Ok(())

@@ -15,6 +15,8 @@ use std::collections::HashMap;
 use oci_spec::runtime::{Hooks, LinuxResources, Process, Root, Spec};
 use protocol::guest::File;
 
+pub(crate) use linux::check_root_is_mapped;
+
 use crate::pod::Etc;
 use crate::volumes::{DiskSource, VolumeSource};
 
@@ -49,6 +51,9 @@ pub enum SpecError {
          run it with a shared-kernel runtime handler or without {1}"
     )]
     HostNamespace(&'static str, &'static str),
+    /// A user namespace that no container can be set up in.
+    #[error("the pod's user namespace has no {0} id 0: map the container's id 0 too")]
+    RootIsNotMapped(&'static str),
     /// A namespace that is neither new nor the pod's.
     #[error("the OCI spec joins {path}: a {kind} namespace outside of the pod's VM")]
     ForeignNamespace {

@@ -499,6 +499,12 @@ fn a_user_namespace_is_the_guests_with_the_pods_ids() {
     assert_eq!(guest["mounts"][2]["uidMappings"], maps);
     check_sandbox(&parse(with_path("/run/pinned").to_string().as_bytes()).unwrap()).unwrap();
     assert!(error(&with_path("/proc/1/ns/user")).contains("/proc/1/ns/user"));
+
+    let mut rootless = with_path("/run/pinned");
+    rootless["linux"]["gidMappings"][0]["containerID"] = json!(1);
+    let rootless = parse(rootless.to_string().as_bytes()).unwrap();
+    let said = check_sandbox(&rootless).unwrap_err().to_string();
+    assert!(said.contains("no group id 0"), "{said}");
 }
 
 #[test]

@@ -11,14 +11,14 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use super::{Etc, Limits, PodSpec, Size, hostname, parse_resolv_conf};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::guest_spec::SpecError;
+use crate::guest_spec::{self, SpecError};
 
 #[allow(missing_docs, clippy::all)]
 mod proto {
     include!(concat!(env!("OUT_DIR"), "/proto/mod.rs"));
 }
 
-use proto::cri::{DNSConfig, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use proto::cri::{DNSConfig, IDMapping, NamespaceMode, NamespaceOption, PodSandboxConfig};
 
 /// Name of the message.
 const TYPE: &str = "runtime.v1.PodSandboxConfig";
@@ -112,7 +112,9 @@ fn check_namespaces(options: &NamespaceOption) -> std::result::Result<(), SpecEr
             return Err(SpecError::HostNamespace(name, setting));
         }
     }
-    Ok(())
+    let user = options.userns_options.clone().unwrap_or_default();
+    let first = |list: &[IDMapping]| list.iter().map(|ids| ids.container_id).collect::<Vec<_>>();
+    guest_spec::check_root_is_mapped(&first(&user.uids), &first(&user.gids))
 }
 
 /// As containerd names a sandbox's cgroup: below the parent, by the systemd
@@ -158,7 +160,7 @@ mod tests {
     use super::*;
     use proto::cri::{
         LinuxContainerResources, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-        PodSandboxMetadata,
+        PodSandboxMetadata, UserNamespace,
     };
 
     fn any(config: &PodSandboxConfig) -> Any {
@@ -282,6 +284,20 @@ mod tests {
                     ..Default::default()
                 },
                 "hostIPC",
+            ),
+            (
+                NamespaceOption {
+                    userns_options: MessageField::some(UserNamespace {
+                        uids: vec![IDMapping {
+                            container_id: 1,
+                            length: 10,
+                            ..Default::default()
+                        }],
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                },
+                "no user id 0",
             ),
         ] {
             let said = refused(options);
