@@ -17,17 +17,17 @@ TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 demo: build
 	$(TESTHOST) demo
 
-# The end-to-end suite runs whole with one combination of containerd and its ways,
-# and in part with the others; `make matrix` runs it whole with each.
+# The end-to-end suite runs with one combination of containerd and its ways, but for its
+# bulk, and in brief with the others; `make matrix` runs the whole with each.
 test: build
 	cargo test --workspace
 	for way in 2.1-shim 1.7-podsandbox; do \
-	    JOEY_E2E=$$way JOEY_E2E_BRIEF=1 cargo test -p integration --test e2e || exit 1; \
+	    JOEY_E2E=$$way JOEY_E2E_EXTENT=brief cargo test -p integration --test e2e || exit 1; \
 	done
 
 matrix: build
 	for way in 2.1-podsandbox 2.1-shim 1.7-podsandbox; do \
-	    echo "== $$way"; JOEY_E2E=$$way cargo test -p integration --test e2e || exit 1; \
+	    echo "== $$way"; JOEY_E2E=$$way JOEY_E2E_EXTENT=whole cargo test -p integration --test e2e || exit 1; \
 	done
 
 bench: build

@@ -1,6 +1,6 @@
 //! A short run of what `make faults` does at length.
 
-use std::path::Path;
+use std::process::Command;
 
 use integration::testbed::TestHost;
 use libtest_mimic::Trial;
@@ -18,10 +18,16 @@ pub fn trials() -> Vec<Trial> {
 }
 
 fn a_dozen() {
-    let program = Path::new(env!("CARGO_BIN_EXE_faults"));
-    TestHost::shared()
-        .copy_in(program, "/usr/local/libexec/faults")
-        .unwrap_or_else(|error| panic!("{error}"));
+    // The way into the test host is slow, and nine tenths of the program are for debuggers.
+    let program = std::env::temp_dir().join(format!("joey-faults-{}", std::process::id()));
+    let stripped = Command::new("strip")
+        .args(["-o".as_ref(), program.as_os_str()])
+        .arg(env!("CARGO_BIN_EXE_faults"))
+        .status();
+    assert!(stripped.expect("binutils are installed").success());
+    let copied = TestHost::shared().copy_in(&program, "/usr/local/libexec/faults");
+    let _ = std::fs::remove_file(&program);
+    copied.unwrap_or_else(|error| panic!("{error}"));
     let said = sh(&format!(
         "/usr/local/libexec/faults --handler {} --seed {SEED} --rounds {ROUNDS} --look {ROUNDS}; code=$?; rm -f /usr/local/libexec/faults; exit $code",
         handler()

@@ -20,7 +20,10 @@ mod volumes;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
-/// What JOEY_E2E_BRIEF leaves: whatever depends on how containerd drives a sandbox.
+/// Says how much of the suite runs: `brief`, `usual` (without it) or `whole`.
+const EXTENT: &str = "JOEY_E2E_EXTENT";
+
+/// What `brief` leaves: whatever depends on how containerd drives a sandbox.
 const BRIEF: [&str; 10] = [
     "pods::whole_life",
     "pods::two_containers",
@@ -34,19 +37,31 @@ const BRIEF: [&str; 10] = [
     "bad_input::host_network",
 ];
 
+/// What only `whole` has: bulk, which takes many minutes where processors are emulated.
+const BULK: [&str; 3] = [
+    "streams::a_hundred_megabytes",
+    "streams::three_hundred_execs",
+    "ports::a_hundred_megabytes",
+];
+
+/// Whether a test is of the extent that this run has.
+fn is_chosen(trial: &Trial) -> bool {
+    let is_of = |names: &[&str]| names.iter().any(|name| trial.name().starts_with(name));
+    let extent = std::env::var(EXTENT).unwrap_or_else(|_| "usual".into());
+    match extent.as_str() {
+        "brief" => is_of(&BRIEF),
+        "usual" => !is_of(&BULK),
+        "whole" => true,
+        other => panic!("{EXTENT} is {other:?}, but must be brief, usual or whole"),
+    }
+}
+
 fn main() {
     let mut arguments = Arguments::from_args();
     // The test host has one CPU, emulated where KVM is missing: side by side the
     // tests would only wait for each other.
     arguments.test_threads.get_or_insert(1);
-    // Some tests are about joey and not about how containerd drives it: one
-    // combination is enough for those where all of them would take too long.
-    let brief = std::env::var_os("JOEY_E2E_BRIEF").is_some();
-    let chosen = |trials: Vec<Trial>| -> Vec<Trial> {
-        let all = trials.into_iter();
-        all.filter(|trial| !brief || BRIEF.iter().any(|name| trial.name().starts_with(name)))
-            .collect()
-    };
+    let chosen = |trials: Vec<Trial>| trials.into_iter().filter(is_chosen).collect();
     let trials = [
         pods::trials(),
         exec::trials(),

@@ -141,7 +141,7 @@ fn limits_reach_the_guest() {
     assert_eq!(sh(&format!("cat {sandbox}/cpuset.cpus")), "0");
     // So does the rank by which the host's kernel kills.
     assert_eq!(sh(&format!("cat /proc/{}/oom_score_adj", vmm(&pod))), "940");
-    assert_eq!(container.sh("cat /proc/1/oom_score_adj"), "940");
+    assert_eq!(container.sh("cat /proc/self/oom_score_adj"), "940");
     // A file that is not on the list is named.
     let stranger = pod.create(
         BUSYBOX,
