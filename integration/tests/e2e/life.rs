@@ -133,7 +133,7 @@ fn guest_panic_is_explained() {
         let container = pod.create(
             BUSYBOX,
             json!({
-                "command": ["sh", "-c", "echo 2 > /proc/sys/vm/panic_on_oom && head -c 100m /dev/zero | tail"],
+                "command": ["sh", "-c", "echo 2 > /proc/sys/vm/panic_on_oom && dd if=/dev/zero of=/dev/null bs=100M"],
                 "linux": {
                     "resources": {"memory_limit_in_bytes": 16 << 20},
                     "security_context": {"privileged": true},

@@ -38,7 +38,8 @@ impl fmt::Display for Target {
 
 /// Makes the kernel panic at the next lack of memory, and memory lack. Needs a
 /// privileged container, as an attacker in a pod would.
-const PANIC: &str = "echo 2 >/proc/sys/vm/panic_on_oom; tail /dev/zero";
+const PANIC: &str = "echo 2 >/proc/sys/vm/panic_on_oom; \
+    dd if=/dev/zero of=/dev/null bs=$(awk '/^MemTotal/ {print $2}' /proc/meminfo)k";
 
 /// Between two looks for a process that is not there yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
