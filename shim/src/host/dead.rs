@@ -94,11 +94,15 @@ pub fn list(data_dir: &Path) -> Vec<Dead> {
     dead
 }
 
-/// The end of a log on one line, for an error.
+/// The end of a log on one line, for an error. A kernel's panic is its reason, and what
+/// follows it is often longer than the end that is shown: then it begins there.
 pub fn last_lines(log: &str) -> String {
     let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(LAST_LINES)..]
+    let panic = lines.iter().rposition(|line| line.contains("Kernel panic"));
+    let start = panic.unwrap_or(lines.len().saturating_sub(LAST_LINES));
+    lines[start..]
         .iter()
+        .take(LAST_LINES)
         .map(|line| line.get(..LAST_LINE_BYTES).unwrap_or(line))
         .collect::<Vec<_>>()
         .join(" | ")
@@ -141,6 +145,13 @@ mod tests {
         let said = last_lines(&log);
         assert!(said.starts_with("line 3 | line 4"), "{said}");
         assert!(said.ends_with("line 8"), "{said}");
+        let panic = format!("before\n[ 1.0] Kernel panic - not syncing: why\n{log}");
+        let said = last_lines(&panic);
+        assert!(
+            said.starts_with("[ 1.0] Kernel panic - not syncing: why | line 0"),
+            "{said}"
+        );
+        assert!(said.ends_with("line 4"), "{said}");
         assert_eq!(last_lines(""), "");
         assert_eq!(last_lines(&"x".repeat(999)).len(), LAST_LINE_BYTES);
     }
