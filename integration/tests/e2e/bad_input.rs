@@ -239,7 +239,8 @@ fn volumes_that_cannot_be() {
     ));
     let before = leaks::snapshot();
     {
-        let pod = Pod::run();
+        let privileged = json!({"linux": {"security_context": {"privileged": true}}});
+        let pod = Pod::with(handler(), privileged);
         for (source, says) in [("fifo", "FIFO"), ("null", "device")] {
             let source = format!("{host}/{source}");
             let container = pod.create(
