@@ -226,14 +226,18 @@ impl Rounds {
         let strike = self.striker.strike(fault.target, delay, &container);
         let step = bounded(fault.step, life.step(&mut cri, fault.step));
         tokio::pin!(strike, step);
-        let answer = tokio::select! {
+        let (blow, answer) = tokio::select! {
             biased;
-            () = &mut strike => step.await,
+            blow = &mut strike => (blow, step.await),
             answer = &mut step => {
                 answer?;
                 return Ok(Outcome::Missed);
             }
         };
+        if !bounded_as("the guest's panic", self.striker.has_hit(blow)).await? {
+            answer?;
+            return Ok(Outcome::Missed);
+        }
         match answer {
             Err(error) if error.is::<Hangs>() => Err(error),
             answer => Ok(Outcome::Struck {

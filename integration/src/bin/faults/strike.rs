@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use integration::cri::Cri;
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::host::{end, running};
@@ -44,6 +45,9 @@ const PANIC: &str = "echo 2 >/proc/sys/vm/panic_on_oom; \
 /// Between two looks for a process that is not there yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
+/// A hit, or one that is on its way.
+pub struct Blow(Option<JoinHandle<()>>);
+
 /// A way to hit the pod of this round and nobody else's.
 pub struct Striker {
     /// Processes that were there before the round.
@@ -77,21 +81,32 @@ impl Striker {
 
     /// Hits the target after `delay`; where there is none yet, as soon as it is
     /// there. Never returns when there is none.
-    pub async fn strike(&self, target: Target, delay: Duration, container: &str) {
+    pub async fn strike(&self, target: Target, delay: Duration, container: &str) -> Blow {
         sleep(delay).await;
         if target == Target::Guest {
             let container = container.to_owned();
-            // On its own: nothing that happens now keeps the guest from panicking.
-            tokio::spawn(async move { Cri::connect().exec(&container, PANIC).await });
-            return;
+            // On its own: what happens now need not wait for it.
+            let panic = async move { drop(Cri::connect().exec(&container, PANIC).await) };
+            return Blow(Some(tokio::spawn(panic)));
         }
-        loop {
-            let found = running(self.program(target));
-            let mine = found.into_iter().find(|pid| !self.others.contains(pid));
-            if mine.is_some_and(end) {
-                return;
-            }
+        while !self.find(target).is_some_and(end) {
             sleep(LOOK_AGAIN).await;
         }
+        Blow(None)
+    }
+
+    /// Whether a blow has hit, once that can be said. A guest that is to panic may lose
+    /// the container in which it should, and lives.
+    pub async fn has_hit(&self, blow: Blow) -> anyhow::Result<bool> {
+        let Some(panic) = blow.0 else {
+            return Ok(true);
+        };
+        panic.await?;
+        Ok(self.find(Target::Guest).is_none())
+    }
+
+    fn find(&self, target: Target) -> Option<i32> {
+        let found = running(self.program(target));
+        found.into_iter().find(|pid| !self.others.contains(pid))
     }
 }
