@@ -12,6 +12,7 @@ use crate::arch::x86_64::layout::{
     CMDLINE, CMDLINE_SIZE, DEVICE_SIZE, DEVICES, FIRST_IRQ, HIGH_MEMORY,
 };
 use crate::arch::x86_64::{linux_boot, mptable, regs};
+use crate::le::{u16_at, u32_at, u64_at};
 use crate::memory::{GuestRam, MemoryError, PAGE};
 use crate::spec::VmSpec;
 
@@ -237,18 +238,6 @@ fn read_start(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(done)
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

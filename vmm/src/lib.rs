@@ -14,6 +14,7 @@ pub mod files;
 pub mod jail;
 pub mod kernel_log;
 pub mod kvm;
+mod le;
 pub mod memory;
 pub mod metrics;
 pub mod poll;

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::LogError;
+use crate::le::u64_at;
 use crate::memory::GuestRam;
 
 /// Most text that is returned, in bytes.
@@ -56,11 +57,11 @@ pub fn read(ram: GuestRam, pointer: u64) -> Result<String, LogError> {
     load(ram, u64::from_le_bytes(address), &mut ring).ok_or(outside)?;
     let ring = Ring {
         ram,
-        count_bits: number(&ring, COUNT_BITS) as u32,
-        descriptors: number(&ring, DESCRIPTORS),
-        infos: number(&ring, INFOS),
-        size_bits: number(&ring, SIZE_BITS) as u32,
-        data: number(&ring, DATA),
+        count_bits: u64_at(&ring, COUNT_BITS) as u32,
+        descriptors: u64_at(&ring, DESCRIPTORS),
+        infos: u64_at(&ring, INFOS),
+        size_bits: u64_at(&ring, SIZE_BITS) as u32,
+        data: u64_at(&ring, DATA),
     };
     if ring.count_bits > MAX_COUNT_BITS || !(3..=MAX_SIZE_BITS).contains(&ring.size_bits) {
         return Err(LogError::Form("its size is absurd"));
@@ -112,7 +113,7 @@ impl Ring {
             .descriptors
             .checked_add(index * DESCRIPTOR_SIZE as u64)?;
         load(self.ram, place, &mut descriptor)?;
-        let state = number(&descriptor, 0);
+        let state = u64_at(&descriptor, 0);
         if state & ID_MASK != id || !matches!(state >> STATE_SHIFT, COMMITTED | FINALIZED) {
             return None;
         }
@@ -123,8 +124,8 @@ impl Ring {
             info[TEXT_LENGTH],
             info[TEXT_LENGTH + 1],
         ]));
-        let text = self.text(number(&descriptor, 8), number(&descriptor, 16), length)?;
-        Some(lines(number(&info, TIME), &text))
+        let text = self.text(u64_at(&descriptor, 8), u64_at(&descriptor, 16), length)?;
+        Some(lines(u64_at(&info, TIME), &text))
     }
 
     /// The text between two logical positions.
@@ -181,12 +182,6 @@ fn load(ram: GuestRam, address: u64, to: &mut [u8]) -> Option<()> {
             .filter(|offset| *offset < DIRECT_MAP_SIZE)?
     };
     ram.read_slice(to, GuestAddress(physical)).ok()
-}
-
-fn number(bytes: &[u8], at: usize) -> u64 {
-    let mut number = [0; 8];
-    number.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(number)
 }
 
 #[cfg(test)]

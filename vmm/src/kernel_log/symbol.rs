@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use super::LogError;
+use crate::le::{u16_at, u32_at, u64_at};
 
 /// Bytes of an ELF header, of a section's and of a symbol.
 const HEADER: usize = 64;
@@ -23,23 +24,29 @@ const BATCH: usize = 4096;
 pub fn address(file: &File, name: &[u8]) -> Result<u64, LogError> {
     let mut header = [0; HEADER];
     read(file, &mut header, 0)?;
-    let (table, size, count) = (at8(&header, 40), at2(&header, 58), at2(&header, 60));
+    let (table, size, count) = (
+        u64_at(&header, 40),
+        u16_at(&header, 58),
+        u16_at(&header, 60),
+    );
     if usize::from(size) != SECTION || count > MAX_SECTIONS {
         return Err(LogError::File("has no sections: do not strip it"));
     }
     let mut sections = vec![0; usize::from(count) * SECTION];
     read(file, &mut sections, table)?;
     let mut sections = sections.chunks_exact(SECTION);
-    let symbols = sections.clone().find(|section| at4(section, 4) == SYMTAB);
+    let symbols = sections
+        .clone()
+        .find(|section| u32_at(section, 4) == SYMTAB);
     let none = LogError::File("has no symbol table: do not strip it");
     let symbols = symbols.ok_or(none.clone())?;
-    let names = sections.nth(at4(symbols, 40) as usize).ok_or(none)?;
+    let names = sections.nth(u32_at(symbols, 40) as usize).ok_or(none)?;
     find(file, symbols, names, name)
 }
 
 fn find(file: &File, symbols: &[u8], names: &[u8], name: &[u8]) -> Result<u64, LogError> {
-    let (start, length) = (at8(symbols, 24), at8(symbols, 32));
-    let (names, names_length) = (at8(names, 24), at8(names, 32));
+    let (start, length) = (u64_at(symbols, 24), u64_at(symbols, 32));
+    let (names, names_length) = (u64_at(names, 24), u64_at(names, 32));
     if length > MAX_TABLE || names_length > MAX_TABLE {
         return Err(LogError::File("has a symbol table of absurd size"));
     }
@@ -51,10 +58,10 @@ fn find(file: &File, symbols: &[u8], names: &[u8], name: &[u8]) -> Result<u64, L
         let part = (length - done).min(batch.len() as u64) as usize;
         read(file, &mut batch[..part], start.saturating_add(done))?;
         for symbol in batch[..part].chunks_exact(SYMBOL) {
-            let its_name = table.get(at4(symbol, 0) as usize..).unwrap_or_default();
-            let pointer = symbol[4] & 0xf == OBJECT && at8(symbol, 16) == 8;
+            let its_name = table.get(u32_at(symbol, 0) as usize..).unwrap_or_default();
+            let pointer = symbol[4] & 0xf == OBJECT && u64_at(symbol, 16) == 8;
             if pointer && its_name.strip_prefix(name).and_then(<[u8]>::first) == Some(&0) {
-                return Ok(at8(symbol, 8));
+                return Ok(u64_at(symbol, 8));
             }
         }
         done += part as u64;
@@ -65,18 +72,6 @@ fn find(file: &File, symbols: &[u8], names: &[u8], name: &[u8]) -> Result<u64, L
 fn read(file: &File, buffer: &mut [u8], at: u64) -> Result<(), LogError> {
     file.read_exact_at(buffer, at)
         .map_err(|_| LogError::File("cannot be read as ELF"))
-}
-
-fn at2(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn at4(bytes: &[u8], at: usize) -> u32 {
-    u32::from(at2(bytes, at)) | u32::from(at2(bytes, at + 2)) << 16
-}
-
-fn at8(bytes: &[u8], at: usize) -> u64 {
-    u64::from(at4(bytes, at)) | u64::from(at4(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]

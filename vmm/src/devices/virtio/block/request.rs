@@ -3,6 +3,7 @@
 use super::SECTOR;
 use super::config::{MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS};
 use crate::devices::virtio::queue::Chain;
+use crate::le::{u32_at, u64_at};
 
 const HEADER_SIZE: usize = 16;
 const SEGMENT_SIZE: usize = 16;
@@ -129,14 +130,6 @@ fn segments(
             Ok((offset(u64_at(&segment, 0), length, capacity)?, length))
         })
         .collect()
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
 }
 
 #[cfg(test)]
