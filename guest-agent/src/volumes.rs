@@ -174,12 +174,7 @@ impl Volumes {
     /// Lets go of a container's disks. Blocks until the kernel has written them.
     pub fn release(&mut self, nodes: &[Node]) {
         for node in nodes {
-            let device = &node.disk.device;
-            if self.disks.remove(device)
-                && let Err(error) = self.drive(device, "unbind")
-            {
-                log::warn!("cannot release disk {device}: {error}");
-            }
+            self.unbind_disk(&node.disk.device);
         }
     }
 
@@ -307,12 +302,18 @@ impl Volumes {
         self.disks.insert(device.to_owned());
         let found = disk_number(&directory);
         if found.is_err() {
-            self.disks.remove(device);
-            if let Err(error) = self.drive(device, "unbind") {
-                log::warn!("{error}");
-            }
+            self.unbind_disk(device);
         }
         found.map_err(system(format!("find the disk of {device}")))
+    }
+
+    /// Lets go of a disk if it is bound.
+    fn unbind_disk(&mut self, device: &str) {
+        if self.disks.remove(device)
+            && let Err(error) = self.drive(device, "unbind")
+        {
+            log::warn!("cannot release disk {device}: {error}");
+        }
     }
 }
 
