@@ -18,3 +18,28 @@ cri_tools_source() {
     cp -r "$(field Dir)" "$1"
     chmod -R u+w "$1"
 }
+
+# cri_tools_build PROGRAM KEY PREPARE COMMAND...: builds a static PROGRAM by `go COMMAND...`
+# of the module, unless it is in the cache under KEY, and prints its path. Before, PREPARE
+# is called with the source's directory.
+cri_tools_build() {
+    local program=$1 prepare=$3 out=$JOEY_CACHE/$1-$2
+    shift 3
+    [ -x "$out/$program" ] && { echo "$out/$program"; return; }
+
+    mkdir -p "$JOEY_CACHE"
+    exec 9>"$JOEY_CACHE/$program.lock"
+    flock 9
+    [ -x "$out/$program" ] && { echo "$out/$program"; return; }
+    log "$program: building $cri_tools_version (one or two minutes)"
+    work=$(mktemp -d "$JOEY_CACHE/$program-build.XXXXXX")
+    trap 'rm -rf "$work"' EXIT
+    cri_tools_source "$work/source"
+    "$prepare" "$work/source"
+    mkdir "$work/out"
+    (cd "$work/source" && CGO_ENABLED=0 GOTOOLCHAIN=local go "$@" -mod=readonly -trimpath \
+        -ldflags "-s -w -X $cri_tools_module/pkg/version.Version=$cri_tools_version" \
+        -o "$work/out/$program" "./cmd/$program") >&2
+    rm -rf "$out" && mv "$work/out" "$out"
+    echo "$out/$program"
+}

@@ -11,24 +11,12 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../lib/cri-tools.sh"
 . "$here/../lib/critest-digest.sh"
 
-out=$JOEY_CACHE/critest-$(cat "$0" "$here"/../lib/{cri-tools,critest-digest}.sh | sha256sum | cut -c1-16)
-[ -x "$out/critest" ] && { echo "$out/critest"; exit 0; }
+name_the_stand_in() {
+    local constants=$1/pkg/validate/consts.go
+    [ "$(grep -c "$critest_digest_original" "$constants")" = 1 ] ||
+        die "critest: $critest_digest_original does not stand once in consts.go: name the new release's digest in critest-digest.sh"
+    sed -i "s/$critest_digest_original/$critest_digest/" "$constants"
+}
 
-mkdir -p "$JOEY_CACHE"
-exec 9>"$JOEY_CACHE/critest.lock"
-flock 9
-[ -x "$out/critest" ] && { echo "$out/critest"; exit 0; }
-log "critest: building $cri_tools_version (about two minutes)"
-work=$(mktemp -d "$JOEY_CACHE/critest-build.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-cri_tools_source "$work/source"
-constants=$work/source/pkg/validate/consts.go
-[ "$(grep -c "$critest_digest_original" "$constants")" = 1 ] ||
-    die "critest: $critest_digest_original does not stand once in consts.go: name the new release's digest in critest-digest.sh"
-sed -i "s/$critest_digest_original/$critest_digest/" "$constants"
-mkdir "$work/out"
-(cd "$work/source" && CGO_ENABLED=0 GOTOOLCHAIN=local go test -c -mod=readonly -trimpath \
-    -ldflags "-s -w -X $cri_tools_module/pkg/version.Version=$cri_tools_version" \
-    -o "$work/out/critest" ./cmd/critest) >&2
-rm -rf "$out" && mv "$work/out" "$out"
-echo "$out/critest"
+key=$(cat "$0" "$here"/../lib/{cri-tools,critest-digest}.sh | sha256sum | cut -c1-16)
+cri_tools_build critest "$key" name_the_stand_in test -c
