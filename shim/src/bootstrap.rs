@@ -15,6 +15,7 @@ use containerd_shim::{Flags, socket_address};
 use protocol::ids;
 use serde::{Deserialize, Serialize};
 
+use crate::host::oom_score;
 use crate::pod::SANDBOX_ID;
 
 /// Keeps the C library from giving each thread a heap of its own: the server is
@@ -236,16 +237,9 @@ fn serve(flags: &Flags, bundle: &Path, listener: UnixListener) -> io::Result<()>
 
 /// Makes the server a little more killable than containerd, as shims are.
 fn protect(server: u32) {
-    let parent = std::os::unix::process::parent_id();
-    let Ok(score) = fs::read_to_string(format!("/proc/{parent}/oom_score_adj")) else {
-        return;
-    };
-    if let Ok(score) = score.trim().parse::<i32>() {
+    if let Ok(score) = oom_score::of(std::os::unix::process::parent_id()) {
         // Without the right to lower it the server keeps what it inherits.
-        let _ = fs::write(
-            format!("/proc/{server}/oom_score_adj"),
-            (score + 1).min(1000).to_string(),
-        );
+        let _ = oom_score::set(server, (score + 1).min(1000));
     }
 }
 

@@ -159,19 +159,10 @@ impl Size {
     }
 
     fn within(limits: &Limits, config: &Config) -> Self {
-        let period = limits
-            .cpu_period
-            .filter(|period| *period > 0)
-            .unwrap_or(DEFAULT_PERIOD);
-        let positive = |limit: Option<i64>| {
-            limit
-                .and_then(|limit| u64::try_from(limit).ok())
-                .filter(|limit| *limit > 0)
-        };
         let limit_mib = positive(limits.memory).map_or(0, |bytes| bytes.div_ceil(1 << 20));
         let wanted_mib = u64::from(config.memory_mib) + limit_mib;
-        let wanted_vcpus = positive(limits.cpu_quota)
-            .map_or(u64::from(config.vcpus), |quota| quota.div_ceil(period));
+        let wanted_vcpus =
+            cpus_of(limits.cpu_quota, limits.cpu_period).unwrap_or_else(|| u64::from(config.vcpus));
         let memory_mib = u64::from(config.guest_memory_mib()).min(wanted_mib) as u32;
         let vcpus = wanted_vcpus.clamp(1, u64::from(config.guest_vcpus())) as u8;
         if wanted_mib > u64::from(memory_mib) {
@@ -188,6 +179,17 @@ impl Size {
         }
         Self { memory_mib, vcpus }
     }
+}
+
+/// How many CPUs a quota comes to; `None`: it is no limit.
+pub fn cpus_of(quota: Option<i64>, period: Option<u64>) -> Option<u64> {
+    let period = period.filter(|period| *period > 0);
+    Some(positive(quota)?.div_ceil(period.unwrap_or(DEFAULT_PERIOD)))
+}
+
+/// A limit; zero and less mean that there is none.
+fn positive(limit: Option<i64>) -> Option<u64> {
+    u64::try_from(limit?).ok().filter(|limit| *limit > 0)
 }
 
 /// The network namespace that the CNI set up, if the pod has one.

@@ -21,7 +21,7 @@ use crate::guest::Vsock;
 use crate::host::cgroup::{self, Cgroup};
 use crate::host::record::{self, Record, StateDir};
 use crate::host::uids::UidLease;
-use crate::host::{dead, files, scratch};
+use crate::host::{dead, files, oom_score, scratch};
 use crate::pod::Size;
 use crate::printable::printable;
 use crate::stages::Stages;
@@ -708,9 +708,8 @@ fn spawn_in(binary: &Path, cgroup: &Cgroup) -> Result<(Vmm, OwnedFd)> {
 }
 
 fn set_oom_score(pid: u32, score: i32) {
-    let file = format!("/proc/{pid}/oom_score_adj");
-    if let Err(error) = std::fs::write(&file, score.to_string()) {
-        tracing::warn!(file, %error, "cannot set the VMM's OOM score");
+    if let Err(error) = oom_score::set(pid, score) {
+        tracing::warn!(pid, %error, "cannot set the VMM's OOM score");
     }
 }
 

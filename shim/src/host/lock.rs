@@ -3,9 +3,9 @@
 //! Open-file-description locks also hold between threads, and go when their
 //! holder closes the file or dies.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -45,6 +45,30 @@ impl ByteLock {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// The files of `directory` whose writers were killed; removed if `remove` is set.
+/// `byte` tells, by its name, the byte of `lock` that a file's writer holds; `None`: it
+/// is not one that is being written.
+pub fn unfinished(
+    directory: &Path,
+    lock: &Path,
+    remove: bool,
+    byte: impl Fn(&str) -> Option<u64>,
+) -> Vec<PathBuf> {
+    fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| {
+            let Some(at) = byte(&entry.file_name().to_string_lossy()) else {
+                return false;
+            };
+            let free = ByteLock::try_acquire(lock, at);
+            matches!(free, Ok(Some(_))) && (!remove || fs::remove_file(entry.path()).is_ok())
+        })
+        .map(|entry| entry.path())
+        .collect()
 }
 
 fn open(path: &Path) -> io::Result<File> {

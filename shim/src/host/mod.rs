@@ -6,6 +6,7 @@ pub mod dead;
 pub mod files;
 pub mod lock;
 pub mod memory;
+pub mod oom_score;
 pub mod record;
 pub mod remains;
 pub mod scratch;

@@ -119,10 +119,9 @@ impl StateDir {
         &self.path
     }
 
-    /// A path of a file in it that is short enough for a socket's address, good
-    /// in this process only.
+    /// As the function of this name, for as long as this is there.
     pub fn socket_path(&self, name: &str) -> PathBuf {
-        format!("/proc/self/fd/{}/{name}", self.handle.as_raw_fd()).into()
+        socket_path(&self.handle, name)
     }
 
     /// Writes a file in it.
@@ -156,17 +155,43 @@ pub fn path(root: &Path, namespace: &str, id: &str) -> PathBuf {
     root.join(namespace).join(id)
 }
 
+/// A path of a file in an open directory that is short enough for a socket's address,
+/// good in this process only, while the directory is open.
+pub fn socket_path(directory: &File, name: &str) -> PathBuf {
+    format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()).into()
+}
+
+/// All directories in the place of state directories, also those that are being made.
+pub fn state_dirs(root: &Path) -> Vec<PathBuf> {
+    let directories = |path: &Path| -> Vec<PathBuf> {
+        fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .map(|entry| entry.path())
+            .collect()
+    };
+    let mut found: Vec<_> = directories(root)
+        .iter()
+        .flat_map(|namespace| directories(namespace))
+        .collect();
+    found.sort();
+    found
+}
+
 /// The name of a directory that is being made, which no sandbox can have.
 fn unfinished_name(record: &Record) -> String {
     format!(".{}.{}.{}", record.id, record.shim_pid, record.shim_started)
 }
 
-/// Whether a directory of this name is still being made; `None`: it is not such a name.
-pub fn being_made(name: &str) -> Option<bool> {
+/// Whether a directory is still being made; `None`: its name does not say that it was.
+pub fn being_made(directory: &Path) -> Option<bool> {
+    let name = directory.file_name()?.to_str()?;
     let mut parts = name.strip_prefix('.')?.rsplitn(3, '.');
     let started = parts.next()?.parse().ok()?;
     let pid = parts.next()?.parse().ok()?;
-    Some(start_time(pid) == Some(started))
+    Some(is_process(pid, started))
 }
 
 /// Makes a directory that is root's alone: the socket in it leads into the guest.
@@ -356,13 +381,13 @@ mod tests {
     #[test]
     fn a_directory_that_is_being_made_tells_its_maker() {
         let record = Record::new("n", "a.b");
-        assert_eq!(being_made(&unfinished_name(&record)), Some(true));
+        assert_eq!(being_made(Path::new(&unfinished_name(&record))), Some(true));
         let gone = Record {
             shim_started: 1,
             ..record
         };
-        assert_eq!(being_made(&unfinished_name(&gone)), Some(false));
-        assert_eq!(being_made("a.1.2"), None);
-        assert_eq!(being_made(".x"), None);
+        assert_eq!(being_made(Path::new(&unfinished_name(&gone))), Some(false));
+        assert_eq!(being_made(Path::new("a.1.2")), None);
+        assert_eq!(being_made(Path::new(".x")), None);
     }
 }

@@ -129,7 +129,11 @@ pub fn reconcile(config: &Config, remove: bool) -> io::Result<Option<Vec<Finding
             .set_modified(SystemTime::now())?;
     }
     let mut findings = Vec::new();
-    for state_dir in ownerless(&config.state_dir) {
+    // Those whose shim and VMM are gone.
+    let ownerless = record::state_dirs(&config.state_dir)
+        .into_iter()
+        .filter(|state_dir| is_ownerless(state_dir));
+    for state_dir in ownerless {
         findings.push(Finding {
             what: format!("the sandbox in {}", state_dir.display()),
             error: remove
@@ -155,29 +159,8 @@ pub fn reconcile(config: &Config, remove: bool) -> io::Result<Option<Vec<Finding
     Ok(Some(findings))
 }
 
-/// State directories whose shim and VMM are gone.
-fn ownerless(root: &Path) -> Vec<PathBuf> {
-    let directories = |path: &Path| -> Vec<PathBuf> {
-        fs::read_dir(path)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            .map(|entry| entry.path())
-            .collect()
-    };
-    let mut found: Vec<_> = directories(root)
-        .iter()
-        .flat_map(|namespace| directories(namespace))
-        .filter(|path| is_ownerless(path))
-        .collect();
-    found.sort();
-    found
-}
-
 fn is_ownerless(state_dir: &Path) -> bool {
-    let name = state_dir.file_name().unwrap_or_default().to_string_lossy();
-    if let Some(being_made) = record::being_made(&name) {
+    if let Some(being_made) = record::being_made(state_dir) {
         return !being_made;
     }
     match record::read(state_dir) {
@@ -185,8 +168,7 @@ fn is_ownerless(state_dir: &Path) -> bool {
         Ok(Some(record)) => !record.shim_lives(),
         // It has its record for as long as it has its name; whatever this is, it is not
         // of a sandbox that lives. Or it is being removed right now, which is as good.
-        Ok(None) => true,
-        Err(_) => true,
+        Ok(None) | Err(_) => true,
     }
 }
 

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use sha2::{Digest, Sha256};
 
-use super::lock::ByteLock;
+use super::lock::{self, ByteLock};
 
 /// How the template is formatted. No journal: the disk never outlives its VM.
 /// The inode tables are holes of a new file, so nobody has to write zeros.
@@ -73,27 +73,10 @@ pub fn create(data_dir: &Path, mib: u64) -> Result<File, ScratchError> {
 
 /// Templates whose formatter was killed; removed if `remove` is set.
 pub fn unfinished(data_dir: &Path, remove: bool) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(data_dir) else {
-        return Vec::new();
-    };
-    entries
-        .flatten()
-        .filter(|entry| {
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            let Some(mib) = name
-                .strip_prefix("scratch-")
-                .filter(|name| name.ends_with(".partial"))
-                .and_then(|name| name.split('-').next()?.parse().ok())
-            else {
-                return false;
-            };
-            // Its formatter holds the lock.
-            let lock = ByteLock::try_acquire(&data_dir.join(LOCK), mib);
-            matches!(lock, Ok(Some(_))) && (!remove || std::fs::remove_file(entry.path()).is_ok())
-        })
-        .map(|entry| entry.path())
-        .collect()
+    lock::unfinished(data_dir, &data_dir.join(LOCK), remove, |name| {
+        let name = name.strip_suffix(".partial")?.strip_prefix("scratch-")?;
+        name.split('-').next()?.parse().ok()
+    })
 }
 
 fn template(data_dir: &Path, mib: u64) -> Result<File, ScratchError> {

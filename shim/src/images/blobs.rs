@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::superblock::{self, SuperblockError};
-use crate::host::lock::ByteLock;
+use crate::host::lock::{self, ByteLock};
 
 /// The guest sees blobs in pages.
 const PAGE: u64 = 4096;
@@ -273,27 +273,10 @@ impl BlobStore {
 
     /// Files of builders that were killed; removed if `remove` is set.
     pub fn unfinished(&self, remove: bool) -> Vec<PathBuf> {
-        let Ok(entries) = std::fs::read_dir(&self.dir) else {
-            return Vec::new();
-        };
-        entries
-            .flatten()
-            .filter(|entry| {
-                let name = entry.file_name();
-                let name = name.to_string_lossy();
-                let Some((key, _)) = name
-                    .strip_suffix(".partial")
-                    .map(|stem| stem.split_once('.').unwrap_or((stem, "")))
-                else {
-                    return false;
-                };
-                // Its builder holds the lock.
-                let lock = ByteLock::try_acquire(&self.lock_path(), lock_byte(key));
-                matches!(lock, Ok(Some(_)))
-                    && (!remove || std::fs::remove_file(entry.path()).is_ok())
-            })
-            .map(|entry| entry.path())
-            .collect()
+        lock::unfinished(&self.dir, &self.lock_path(), remove, |name| {
+            let stem = name.strip_suffix(".partial")?;
+            Some(lock_byte(stem.split('.').next()?))
+        })
     }
 
     fn lock(&self, key: &str) -> Result<ByteLock, BlobError> {

@@ -7,10 +7,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::Sandbox;
 use crate::error::chain;
-use crate::pod::Size;
-
-/// The kernel's default, for a quota without one.
-const DEFAULT_PERIOD: u64 = 100_000;
+use crate::pod::{Size, cpus_of};
 
 impl Sandbox {
     /// Says what a container will not get of its limits: a VM does not grow, and how
@@ -112,12 +109,8 @@ fn beyond(resources: &LinuxResources, size: Size) -> Vec<String> {
         ));
     }
     let cpu = resources.cpu().as_ref();
-    let quota = cpu.and_then(|cpu| u64::try_from(cpu.quota()?).ok());
-    let period = cpu
-        .and_then(|cpu| cpu.period())
-        .filter(|period| *period > 0);
-    let wanted = quota.map_or(0, |quota| quota.div_ceil(period.unwrap_or(DEFAULT_PERIOD)));
-    if wanted > u64::from(size.vcpus) {
+    let wanted = cpu.and_then(|cpu| cpus_of(cpu.quota(), cpu.period()));
+    if let Some(wanted) = wanted.filter(|wanted| *wanted > u64::from(size.vcpus)) {
         problems.push(format!(
             "the container may use {wanted} CPUs, but its VM has {}: give the pod's sandbox its \
              limits, or raise vcpus",

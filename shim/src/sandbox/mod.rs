@@ -276,12 +276,17 @@ impl Sandbox {
         }
         self.vm.release().await;
         if let Some(process) = &self.process {
-            match self.by {
-                By::Sandbox => process.finish_silently(Exit::now(status)),
-                By::Task | By::Container => process.finish(Exit::now(status), &self.publisher),
-            }
+            self.finish_itself(process, Exit::now(status));
         }
         self.ended.send_replace(true);
+    }
+
+    /// The sandbox's own process has ended.
+    fn finish_itself(&self, process: &Process, exit: Exit) {
+        match self.by {
+            By::Sandbox => process.finish_silently(exit),
+            By::Task | By::Container => process.finish(exit, &self.publisher),
+        }
     }
 
     /// Whether the VM was asked to stop.

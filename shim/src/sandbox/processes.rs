@@ -99,18 +99,11 @@ impl Sandbox {
         let pid = self.vm.pid();
         step(process, TaskState::start)?;
         let early = step(process, |state| state.started(pid))?;
-        match self.by {
-            By::Sandbox => {
-                if let Some(exit) = early {
-                    process.finish_silently(exit);
-                }
-            }
-            By::Task | By::Container => {
-                self.publish_started(process, pid);
-                if let Some(exit) = early {
-                    process.finish(exit, &self.publisher);
-                }
-            }
+        if self.by != By::Sandbox {
+            self.publish_started(process, pid);
+        }
+        if let Some(exit) = early {
+            self.finish_itself(process, exit);
         }
         Ok(pid)
     }

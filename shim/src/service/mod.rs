@@ -74,14 +74,18 @@ mod tests {
         }
     }
 
+    /// A pod whose events nobody hears.
+    pub(super) fn pod() -> Pod {
+        Pod::new(
+            "k8s.io",
+            Path::new("/run/socket"),
+            Publisher::new("k8s.io", Nowhere),
+        )
+    }
+
     #[tokio::test]
     async fn both_names_of_the_task_api_and_all_else_are_served() {
-        let pod = Arc::new(Pod::new(
-            "n",
-            Path::new("/run/socket"),
-            Publisher::new("n", Nowhere),
-        ));
-        let services = all(&pod);
+        let services = all(&Arc::new(pod()));
         assert_eq!(services.len(), 4);
         assert!(services.contains_key("containerd.runtime.sandbox.v1.Sandbox"));
         assert_eq!(

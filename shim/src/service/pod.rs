@@ -321,26 +321,8 @@ fn read_spec(bundle: &Path) -> Result<Spec> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::pod;
     use super::*;
-    use crate::events::Forward;
-    use containerd_shim_protos::api::ForwardRequest;
-    use containerd_shim_protos::ttrpc;
-
-    struct Nowhere;
-
-    impl Forward for Nowhere {
-        async fn forward(&mut self, _: &ForwardRequest) -> std::result::Result<(), ttrpc::Error> {
-            Ok(())
-        }
-    }
-
-    fn pod() -> Pod {
-        Pod::new(
-            "k8s.io",
-            Path::new("/run/socket"),
-            Publisher::new("k8s.io", Nowhere),
-        )
-    }
 
     fn request(bundle: &Path, spec: &str) -> CreateTaskRequest {
         std::fs::write(bundle.join("config.json"), spec).unwrap();

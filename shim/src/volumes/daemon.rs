@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use vmm::sys::{Child, Program};
 
 use super::tree::{Tree, TreeError};
+use crate::host::{oom_score, record};
 
 /// Where distributions install it.
 const PLACES: [&str; 4] = [
@@ -157,7 +158,7 @@ pub(super) fn start(
         .unwrap_or_else(|_| Err(failed("start a thread", io::ErrorKind::Other.into())))?;
     // It inherits our own score, which protects it from the kernel's killer: what a
     // guest makes it use shall not be protected.
-    if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "0") {
+    if let Err(error) = oom_score::set(pid.unsigned_abs(), 0) {
         tracing::debug!(%error, "cannot set virtiofsd's OOM score");
     }
     let daemon = Daemon {
@@ -171,11 +172,7 @@ pub(super) fn start(
 /// A listening socket with no name any more, and the one connection to it.
 fn connection(state_dir: &Path) -> io::Result<(UnixListener, UnixStream)> {
     let directory = File::open(state_dir)?;
-    // Short enough for a socket's address, whatever the sandbox is called.
-    let path = PathBuf::from(format!(
-        "/proc/self/fd/{}/{SOCKET}",
-        std::os::fd::AsRawFd::as_raw_fd(&directory)
-    ));
+    let path = record::socket_path(&directory, SOCKET);
     let listener = UnixListener::bind(&path)?;
     let connected = UnixStream::connect(&path);
     std::fs::remove_file(&path)?;

@@ -356,6 +356,16 @@ mod tests {
         format!("/proc/self/fd/{}/{path}", tree.root.as_raw_fd()).into()
     }
 
+    /// A state directory, and one to share with a file in it.
+    fn with_a_file() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (state, data) = (dir.path().join("state"), dir.path().join("data"));
+        fs::create_dir_all(&state).unwrap();
+        fs::create_dir_all(&data).unwrap();
+        fs::write(data.join("file"), "content").unwrap();
+        (dir, state, data)
+    }
+
     fn mounts() -> String {
         fs::read_to_string("/proc/self/mountinfo").unwrap()
     }
@@ -365,11 +375,7 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return eprintln!("skipped, it needs root");
         }
-        let dir = tempfile::tempdir().unwrap();
-        let (state, data) = (dir.path().join("state"), dir.path().join("data"));
-        fs::create_dir_all(&state).unwrap();
-        fs::create_dir_all(&data).unwrap();
-        fs::write(data.join("file"), "content").unwrap();
+        let (_dir, state, data) = with_a_file();
         let before = mounts();
         let tree = sealed(&state);
         tree.show(1, &share(data.clone(), ReadOnly::No)).unwrap();
@@ -408,11 +414,7 @@ mod tests {
         if !nix::unistd::geteuid().is_root() {
             return eprintln!("skipped, it needs root");
         }
-        let dir = tempfile::tempdir().unwrap();
-        let (state, data) = (dir.path().join("state"), dir.path().join("data"));
-        fs::create_dir_all(&state).unwrap();
-        fs::create_dir_all(&data).unwrap();
-        fs::write(data.join("file"), "content").unwrap();
+        let (_dir, state, data) = with_a_file();
         let tree = sealed(&state);
         let mapping: LinuxIdMapping =
             serde_json::from_str(r#"{"containerID": 0, "hostID": 1000, "size": 65536}"#).unwrap();

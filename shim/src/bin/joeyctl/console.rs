@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -40,10 +39,9 @@ pub fn run(config: &Config, sandbox: &str, command: Vec<String>) -> anyhow::Resu
         let terminal = isatty(stdin()) && isatty(stdout());
         let streams = start(&record, command, terminal).await?;
         let directory = record::path(&config.state_dir, &record.namespace, &record.id);
-        // By descriptor: a socket's address holds only a short path.
         let directory = File::open(&directory)
             .with_context(|| format!("cannot open {}", directory.display()))?;
-        let vsock = Vsock::new(format!("/proc/self/fd/{}/{VSOCK}", directory.as_raw_fd()));
+        let vsock = Vsock::new(record::socket_path(&directory, VSOCK));
         relay(&vsock, &streams, terminal).await
     })?;
     Ok(ExitCode::from(code))

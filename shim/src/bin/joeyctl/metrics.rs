@@ -10,7 +10,6 @@ use std::time::Duration;
 use anyhow::Context;
 use protocol::shim::Family;
 use shim::config::Config;
-use shim::host::memory;
 use shim::host::record::Record;
 
 use crate::node;
@@ -77,7 +76,6 @@ fn answer(config: &Config, mut client: TcpStream) -> io::Result<()> {
 
 fn gather(config: &Config) -> anyhow::Result<String> {
     let mut metrics = Metrics::default();
-    let files = [config.kernel.as_path(), config.agent.as_path()];
     let records = node::sandboxes(&config.state_dir);
     node::run(async {
         for record in &records {
@@ -98,11 +96,7 @@ fn gather(config: &Config) -> anyhow::Result<String> {
             for family in answer.map(|answer| answer.families).unwrap_or_default() {
                 metrics.take(family, &labels);
             }
-            let bytes = |pid, files| memory::private(pid, files).unwrap_or_default();
-            let (vmm, shim) = (
-                bytes(record.vmm_pid, &files[..]),
-                bytes(record.shim_pid, &[]),
-            );
+            let (vmm, shim) = node::private_memory(record, config);
             for (part, bytes) in [("guest", vmm.guest), ("vmm", vmm.own), ("shim", shim.own)] {
                 let mut labels = labels.clone();
                 labels.push(("part".into(), part.into()));

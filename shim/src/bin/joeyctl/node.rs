@@ -1,12 +1,13 @@
 //! The sandboxes of this node, as their records tell, and their shims.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use containerd_shim_protos::shim_async::Client;
 use protocol::shim_ttrpc::ShimClient;
+use shim::config::Config;
+use shim::host::memory::{self, Private};
 use shim::host::record::{self, Record};
 use tokio::time::timeout;
 use ttrpc::context;
@@ -16,15 +17,27 @@ pub const ANSWER_TIME: Duration = Duration::from_secs(3);
 
 /// The records of all sandboxes, in order of namespace and id.
 pub fn sandboxes(state_dir: &Path) -> Vec<Record> {
-    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
-    let mut records: Vec<_> = entries(state_dir)
-        .flat_map(|namespace| entries(&namespace.path()))
-        .filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b"."))
+    record::state_dirs(state_dir)
+        .iter()
+        .filter(|path| record::being_made(path).is_none())
         // One that is unreadable is what `joeyctl reconcile` is for.
-        .filter_map(|entry| record::read(&entry.path()).ok().flatten())
-        .collect();
-    records.sort_by(|a, b| (&a.namespace, &a.id).cmp(&(&b.namespace, &b.id)));
-    records
+        .filter_map(|path| record::read(path).ok().flatten())
+        .collect()
+}
+
+/// What a sandbox's VMM and its shim hold alone; of one that is gone, nothing.
+pub fn private_memory(record: &Record, config: &Config) -> (Private, Private) {
+    let of = |lives: bool, pid, files: &[&Path]| {
+        lives
+            .then(|| memory::private(pid, files).ok())
+            .flatten()
+            .unwrap_or_default()
+    };
+    let guest_files = [config.kernel.as_path(), config.agent.as_path()];
+    (
+        of(record.vmm_lives(), record.vmm_pid, &guest_files),
+        of(record.shim_lives(), record.shim_pid, &[]),
+    )
 }
 
 /// The sandbox whose id starts with `id`, or that is of the pod of this name; `None`:

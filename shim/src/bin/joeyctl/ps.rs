@@ -4,7 +4,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use shim::config::Config;
-use shim::host::memory;
 use shim::host::record::Record;
 
 use crate::node;
@@ -88,17 +87,7 @@ async fn row(record: &Record, config: &Config) -> Row {
             (state.to_owned(), Vec::new())
         }),
     };
-    let files = [config.kernel.as_path(), config.agent.as_path()];
-    let vmm = record
-        .vmm_lives()
-        .then(|| memory::private(record.vmm_pid, &files).ok())
-        .flatten()
-        .unwrap_or_default();
-    let shim = record
-        .shim_lives()
-        .then(|| memory::private(record.shim_pid, &[]).ok())
-        .flatten()
-        .unwrap_or_default();
+    let (vmm, shim) = node::private_memory(record, config);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs());
