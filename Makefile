@@ -20,15 +20,10 @@ demo: build
 # The end-to-end suite runs with one combination of containerd and its ways, but for its
 # bulk, and in brief with the others; `make matrix` runs the whole with each.
 test: build
-	cargo test --workspace
-	for way in 2.1-shim 1.7-podsandbox; do \
-	    JOEY_E2E=$$way JOEY_E2E_EXTENT=brief cargo test -p integration --test e2e || exit 1; \
-	done
+	scripts/test.sh all
 
 matrix: build
-	for way in 2.1-podsandbox 2.1-shim 1.7-podsandbox; do \
-	    echo "== $$way"; JOEY_E2E=$$way JOEY_E2E_EXTENT=whole cargo test -p integration --test e2e || exit 1; \
-	done
+	scripts/test.sh matrix
 
 bench: build
 	cargo build --release -p integration --bin bench

@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::bail;
-use integration::testbed::{Config, TestHost};
+use anyhow::{Context, bail};
+use integration::testbed::{Config, TestHost, repository};
 
 /// Where they are in the test host.
 pub const DIRECTORY: &str = "/usr/local/libexec";
@@ -29,9 +29,21 @@ pub fn boot(mut config: Config, name: &str) -> anyhow::Result<TestHost> {
     Ok(host)
 }
 
-/// Boots a test host, runs a program in it with arguments, and passes on its output.
+/// What tells why a program failed.
+const LOGS: &str = "tail -n 3000 /var/log/containerd.log; echo '== kernel'; dmesg | tail -n 300";
+
+/// Boots a test host, runs a program in it with arguments, and passes on its output. When
+/// it fails, the host's logs are kept in `target`.
 pub fn run(name: &str, arguments: &[String]) -> anyhow::Result<i32> {
     let host = boot(Config::with_joey()?, name)?;
     let words = std::iter::once(format!("{DIRECTORY}/{name}")).chain(arguments.iter().cloned());
-    super::stream(host.command(words), std::io::empty())
+    let code = super::stream(host.command(words), std::io::empty())?;
+    if code != 0 {
+        let path = repository().join(format!("target/{name}-failure.log"));
+        let logs = host.run(LOGS)?;
+        std::fs::write(&path, logs.text())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        eprintln!("the host's logs are in {}", path.display());
+    }
+    Ok(code)
 }

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# test.sh all: every test; the end-to-end suite without its bulk with one combination of
+# containerd and its ways, and in brief with the others.
+# test.sh matrix: the whole end-to-end suite with each.
+#
+# Two test hosts run side by side: one keeps one processor busy.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# What runs in the background ends with us.
+trap 'trap - INT TERM; kill 0' INT TERM
+ways=(2.1-podsandbox 2.1-shim 1.7-podsandbox)
+
+# Made before: two cargos would wait for each other.
+cargo test --workspace --no-run
+rm -f target/e2e-*.log
+
+# e2e WAY EXTENT: one run, whose output is kept for later.
+e2e() {
+    JOEY_E2E=$1 JOEY_E2E_EXTENT=$2 cargo test --workspace --test e2e >"target/e2e-$1.log" 2>&1
+}
+# show WAY...: what they printed.
+show() {
+    for way in "$@"; do
+        # It is not there when one before it failed.
+        [ -e "target/e2e-$way.log" ] || continue
+        printf '\n== end to end, %s\n' "$way"
+        cat "target/e2e-$way.log"
+    done
+}
+
+case ${1:-} in
+all)
+    (e2e "${ways[1]}" brief && e2e "${ways[2]}" brief) &
+    others=$!
+    status=0
+    cargo test --workspace || status=$?
+    wait "$others" || status=$?
+    show "${ways[@]:1}"
+    exit "$status"
+    ;;
+matrix)
+    export -f e2e
+    status=0
+    printf '%s\n' "${ways[@]}" | xargs -P 2 -I{} bash -c 'e2e {} whole' || status=$?
+    show "${ways[@]}"
+    exit "$status"
+    ;;
+*)
+    echo "usage: test.sh all|matrix" >&2
+    exit 2
+    ;;
+esac
