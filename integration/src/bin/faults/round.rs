@@ -20,6 +20,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A removal may meet what a fault left for containerd to find out first; the
 /// kubelet tries again too.
 const REMOVALS: u32 = 5;
+/// A containerd that is killed between naming a snapshot's directory and recording the
+/// snapshot wants the same name again, whatever the runtime is, until it has collected its
+/// garbage. The kubelet tries again; so many times must do.
+const SNAPSHOTS: u32 = 60;
+/// What it says.
+const TORN_SNAPSHOT: &str = "failed to rename: rename /var/lib/containerd/";
 
 /// The parts of a pod's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,14 +156,20 @@ impl Life {
     async fn step(&mut self, cri: &mut Cri, step: Step) -> anyhow::Result<()> {
         let pod = || self.pod.as_ref().context("there is no pod");
         match step {
-            Step::RunPod => self.pod = Some(cri.run_pod(&self.plan).await?),
+            Step::RunPod => {
+                let pod = past_torn_snapshots(async || cri.run_pod(&self.plan).await);
+                self.pod = Some(pod.await?);
+            }
             Step::Create => {
                 let plan = ContainerPlan {
                     privileged: true,
                     volume: Some((VOLUME.into(), "/volume".into())),
                     ..ContainerPlan::idle()
                 };
-                self.container = cri.create(pod()?, "victim", &plan).await?;
+                let pod = pod()?;
+                let container =
+                    past_torn_snapshots(async || cri.create(pod, "victim", &plan).await);
+                self.container = container.await?;
             }
             Step::Start => cri.start(&self.container).await?,
             Step::Exec => drop(cri.exec(&self.container, "cat /volume/file").await?),
@@ -331,6 +343,22 @@ async fn bounded_as<T>(
             Err(Hangs { what }.into())
         }
     }
+}
+
+/// Makes a request again for as long as it meets [`TORN_SNAPSHOT`].
+async fn past_torn_snapshots<T>(
+    mut request: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    for _ in 0..SNAPSHOTS {
+        match request().await {
+            Err(error) if format!("{error:#}").contains(TORN_SNAPSHOT) => {
+                eprintln!("containerd met a snapshot that it had not recorded");
+                sleep(Duration::from_secs(1)).await;
+            }
+            answer => return answer,
+        }
+    }
+    request().await
 }
 
 /// Waits for something to come about.
