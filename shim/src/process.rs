@@ -8,7 +8,7 @@ use std::time::Duration;
 use containerd_shim_protos::api::{DeleteResponse, StateResponse, WaitResponse};
 use containerd_shim_protos::events::task::TaskExit;
 use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, RwLockReadGuard, watch};
 
 use crate::events::{Publisher, timestamp};
 use crate::streams::{Stdio, StreamIds, Streams};
@@ -30,6 +30,8 @@ pub struct Process {
     state: Mutex<TaskState>,
     exited: watch::Sender<Option<Exit>>,
     streams: Mutex<Option<Streams>>,
+    /// Held for reading while a signal's answer is due.
+    answering: RwLock<()>,
 }
 
 impl Process {
@@ -52,6 +54,7 @@ impl Process {
             state: Mutex::new(state),
             exited: watch::Sender::new(None),
             streams: Mutex::new(None),
+            answering: RwLock::new(()),
         }
     }
 
@@ -126,6 +129,18 @@ impl Process {
         tokio::time::timeout(time, self.wait()).await.is_ok()
     }
 
+    /// Says that a signal to it will be answered, until the guard is dropped.
+    pub async fn answering(&self) -> RwLockReadGuard<'_, ()> {
+        self.answering.read().await
+    }
+
+    /// Waits until no signal to it is unanswered. containerd, once it has deleted a
+    /// container whose end it was told, hears no answers about it any more and takes
+    /// that for a failure.
+    pub async fn answered(&self) {
+        drop(self.answering.write().await);
+    }
+
     /// Waits, for a while, until its output has reached containerd.
     pub async fn drain(&self) {
         let streams = self.streams().take();
@@ -175,5 +190,35 @@ pub fn wait_response(exit: Exit) -> WaitResponse {
         exit_status: exit.status,
         exited_at: MessageField::some(timestamp(exit.at)),
         ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_waits_for_the_answers_to_signals() {
+        let process = Process::new(
+            "c",
+            "",
+            "/bundle",
+            &AtomicU64::new(1),
+            Stdio::default(),
+            TaskState::Creating { early: None },
+        );
+        process.answered().await;
+        let signals = (process.answering().await, process.answering().await);
+        let answered = process.answered();
+        tokio::pin!(answered);
+        // Looks once.
+        let at_once = Duration::ZERO;
+        assert!(timeout(at_once, &mut answered).await.is_err());
+        drop(signals.0);
+        assert!(timeout(at_once, &mut answered).await.is_err());
+        drop(signals.1);
+        answered.await;
     }
 }

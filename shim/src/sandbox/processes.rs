@@ -211,6 +211,7 @@ impl Sandbox {
             )));
         }
         if !self.is_itself(&request.id) {
+            let _answering = process.answering().await;
             return self.signal(request).await;
         }
         const SIGTERM: u32 = Signal::SIGTERM as u32;

@@ -154,13 +154,11 @@ fn exited(sandbox: &Arc<Sandbox>, report: &messages::Exit) {
         tracing::debug!(exec = report.exec_id, "exit of an unknown exec");
         return;
     };
-    if process.exec.is_empty() {
-        give_back(&container, &report.files);
-    }
-    if !process.exec.is_empty() || !container.has_running_execs() {
+    if !process.exec.is_empty() {
         process.finish(exit, &sandbox.publisher);
         return;
     }
+    give_back(&container, &report.files);
     // The container's end is the last that containerd hears of it.
     let publisher = sandbox.publisher.clone();
     tokio::spawn(async move {
@@ -171,6 +169,7 @@ fn exited(sandbox: &Arc<Sandbox>, report: &messages::Exit) {
                 exec.finish(Exit::now(KILLED), &publisher);
             }
         }
+        process.answered().await;
         process.finish(exit, &publisher);
     });
 }
@@ -208,10 +207,6 @@ fn exit_time(ns: u64) -> SystemTime {
 }
 
 impl super::Container {
-    fn has_running_execs(&self) -> bool {
-        !self.running_execs().is_empty()
-    }
-
     fn running_execs(&self) -> Vec<Arc<crate::process::Process>> {
         self.execs()
             .values()
