@@ -2,6 +2,7 @@
 //!
 //! Booting takes seconds, so the tests of a process share one: [`TestHost::shared`].
 
+mod awake;
 mod command;
 mod cpio;
 mod layer;
@@ -24,6 +25,7 @@ pub use scripts::{build, repository};
 pub use session::{Event, Input, Session};
 
 use crate::combination::Combination;
+use awake::Awake;
 use qemu::{Disks, Qemu};
 
 /// At each switch between two VMs an emulated processor forgets its translations. With the
@@ -155,6 +157,7 @@ impl Config {
 pub struct TestHost {
     qemu: Qemu,
     token: String,
+    _awake: Option<Awake>,
 }
 
 impl TestHost {
@@ -198,9 +201,15 @@ impl TestHost {
                 .tree(guest.join(&config.suite))
                 .build()?,
         };
+        let emulated = config.acceleration == Acceleration::Tcg && !config.virtual_clock;
         let qemu = Qemu::boot(config, disks)?;
-        let host = TestHost { qemu, token };
-        if config.acceleration == Acceleration::Tcg && !config.virtual_clock {
+        let awake = emulated.then(|| Awake::keep(qemu.port));
+        let host = TestHost {
+            qemu,
+            token,
+            _awake: awake,
+        };
+        if emulated {
             host.check(LONG_SLICES)?;
         }
         Ok(host)
