@@ -1,7 +1,11 @@
 //! What pods may leave on a node: nothing. The listings that a leak shows in.
 
+/// The kind that containerd itself may owe until it is started anew: it forgets the bundle
+/// of a container whose shim dies after it has made it and before it tells its pid.
+pub const BUNDLES: &str = "bundles of tasks";
+
 /// What is compared: each line of a script's output is one thing that exists.
-pub const KINDS: [(&str, &str); 8] = [
+pub const KINDS: [(&str, &str); 9] = [
     (
         "processes",
         "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *joey*|*mkfs.*|*virtiofsd*) readlink $p/exe;; esac; done",
@@ -22,7 +26,11 @@ pub const KINDS: [(&str, &str); 8] = [
     ),
     (
         "sockets and state",
-        "find /run/joey /run/containerd/s /run/containerd/io.containerd.runtime.v2.task /run/containerd/io.containerd.sandbox.controller.v1.shim -mindepth 2",
+        "find /run/joey /run/containerd/s /run/containerd/io.containerd.sandbox.controller.v1.shim -mindepth 2",
+    ),
+    (
+        BUNDLES,
+        "find /run/containerd/io.containerd.runtime.v2.task -mindepth 2",
     ),
     (
         "files",

@@ -69,10 +69,11 @@ async fn main() -> anyhow::Result<()> {
             .await
             .with_context(|| repeat(&arguments, number, &fault))?;
         if number % arguments.look == 0 {
-            look(&before, number)?;
+            look(&before, &mut rounds, number).await?;
         }
     }
-    look(&before, arguments.first + arguments.rounds - 1)?;
+    let last = arguments.first + arguments.rounds - 1;
+    look(&before, &mut rounds, last).await?;
     cri.end_pod(&survivor.pod.id).await?;
 
     println!("\n{:<34} {:>6} {:>6}", "fault", "struck", "missed");
@@ -94,9 +95,14 @@ fn repeat(arguments: &Arguments, number: u64, fault: &Fault) -> String {
     )
 }
 
-fn look(before: &leaks::Snapshot, number: u64) -> anyhow::Result<()> {
-    let after = leaks::snapshot(host::shell)?;
-    let left = leaks::differences(before, &after);
+async fn look(before: &leaks::Snapshot, rounds: &mut Rounds, number: u64) -> anyhow::Result<()> {
+    let differences = || anyhow::Ok(leaks::differences(before, &leaks::snapshot(host::shell)?));
+    let mut left = differences()?;
+    if let [(leaks::BUNDLES, listing)] = &left[..] {
+        println!("containerd has lost a bundle; starting it anew: {listing}");
+        rounds.restart_containerd().await?;
+        left = differences()?;
+    }
     let listings: Vec<_> = left.into_iter().map(|(_, listing)| listing).collect();
     anyhow::ensure!(
         listings.is_empty(),

@@ -10,7 +10,7 @@ use integration::cri::{ContainerPlan, ContainerState, Cri, Pod, PodPlan};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::LIMIT;
-use super::host::Containerd;
+use super::host::{Containerd, end, running};
 use super::strike::{Striker, Target};
 
 /// A directory of the host that the pods' containers see.
@@ -207,6 +207,14 @@ impl Rounds {
             }
         }
         Ok(())
+    }
+
+    /// Kills containerd and starts it again.
+    pub async fn restart_containerd(&mut self) -> anyhow::Result<()> {
+        for pid in running("containerd") {
+            end(pid);
+        }
+        self.containerd.restart(&mut self.cri).await
     }
 
     /// One life with a fault in it.
