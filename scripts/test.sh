@@ -32,8 +32,10 @@ case ${1:-} in
 all)
     (e2e "${ways[1]}" brief && e2e "${ways[2]}" brief) &
     others=$!
+    cargo test --workspace &
     status=0
-    cargo test --workspace || status=$?
+    # Unlike a command in the foreground, this is interrupted by a signal.
+    wait "$!" || status=$?
     wait "$others" || status=$?
     show "${ways[@]:1}"
     exit "$status"
@@ -41,7 +43,8 @@ all)
 matrix)
     export -f e2e
     status=0
-    printf '%s\n' "${ways[@]}" | xargs -P 2 -I{} bash -c 'e2e {} whole' || status=$?
+    printf '%s\n' "${ways[@]}" | xargs -P 2 -I{} bash -c 'e2e {} whole' &
+    wait "$!" || status=$?
     show "${ways[@]}"
     exit "$status"
     ;;
