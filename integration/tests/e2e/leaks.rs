@@ -23,7 +23,11 @@ pub fn settled(before: &Snapshot) {
         }
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
-    assert_eq!(&snapshot(), before);
+    let left: Vec<String> = leaks::differences(before, &snapshot())
+        .into_iter()
+        .map(|(_, listing)| listing)
+        .collect();
+    assert!(left.is_empty(), "left behind: {}", left.join("\n"));
 }
 
 /// Compares the host with how it was before the first test.
@@ -32,11 +36,7 @@ pub fn trials(before: Option<Snapshot>) -> Vec<Trial> {
         let before = before
             .as_ref()
             .expect("a snapshot was taken before the tests");
-        let left: Vec<String> = leaks::differences(before, &snapshot())
-            .into_iter()
-            .map(|(_, listing)| listing)
-            .collect();
-        assert!(left.is_empty(), "left behind: {}", left.join("\n"));
+        settled(before);
     };
     vec![
         trial("leaks::nothing_is_left", check),

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse};
 use containerd_shim_protos::events::task::TaskCreate;
@@ -12,6 +13,7 @@ use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
 use oci_spec::runtime::Spec;
 use protocol::ids;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::options;
 use crate::bootstrap;
@@ -25,6 +27,10 @@ use crate::sandbox::{By, KILLED, Request, Sandbox};
 /// Largest config.json that is read, in bytes. More than reaches a guest, so that
 /// the error can name what is too large in it; CRI itself takes 16 MiB.
 const MAX_SPEC: u64 = 32 << 20;
+
+/// How long the process outlives its answer to ShutdownSandbox: containerd takes an answer
+/// for lost that comes together with the connection's end.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// A pod and whether containerd is done with it.
 pub struct Pod {
@@ -257,6 +263,18 @@ impl Pod {
         self.shutdown(true);
     }
 
+    /// Stops whatever runs, and ends when the request that asks for it is answered.
+    pub async fn retire(self: &Arc<Self>) {
+        if let Ok(sandbox) = self.settled().await {
+            sandbox.stop(KILLED).await;
+        }
+        let pod = self.clone();
+        tokio::spawn(async move {
+            sleep(FAREWELL).await;
+            pod.shutdown(true);
+        });
+    }
+
     /// Waits until the process is to end.
     pub async fn wait_end(&self) {
         let mut ending = self.ending.subscribe();
@@ -346,6 +364,14 @@ mod tests {
         // As if a sandbox were there.
         let _ = pod.ending.send(End::WhenIdle);
         pod.terminate().await;
+        pod.wait_end().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_is_asked_for_waits_for_its_answer() {
+        let pod = Arc::new(pod());
+        pod.retire().await;
+        assert!(!matches!(*pod.ending.borrow(), End::Now));
         pod.wait_end().await;
     }
 

@@ -191,7 +191,7 @@ impl SandboxApi for SandboxService {
                         r.sandbox_id
                     )));
                 }
-                pod.terminate().await;
+                pod.retire().await;
                 Ok(ShutdownSandboxResponse::new())
             },
         )

@@ -15,6 +15,8 @@ use super::strike::{Striker, Target};
 
 /// A directory of the host that the pods' containers see.
 const VOLUME: &str = "/var/lib/faults-volume";
+/// How long a guest may take to panic where it is emulated.
+const PANIC_TIME: Duration = Duration::from_secs(3);
 /// Between two looks at something that shall come about.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A removal may meet what a fault left for containerd to find out first; the
@@ -80,13 +82,14 @@ impl Fault {
         let mut random =
             fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9).wrapping_add(number));
         let targets: &[(Target, &[Step])] = &[
-            (Target::Shim, &Step::ALL),
+            // With the sandbox's end its processes are gone.
+            (Target::Shim, &Step::ALL[..6]),
             (Target::Containerd, &Step::ALL),
-            (Target::Vmm, &Step::ALL),
-            // A volume's server runs from the first container on.
-            (Target::Virtiofsd, &Step::ALL[1..]),
+            (Target::Vmm, &Step::ALL[..6]),
+            // A volume's server runs from the first container's start on, and ends first.
+            (Target::Virtiofsd, &Step::ALL[2..5]),
             // It takes a running container to hurt the guest.
-            (Target::Guest, &Step::ALL[3..]),
+            (Target::Guest, &Step::ALL[3..5]),
         ];
         let known = if handler == "runc" { 2 } else { targets.len() };
         let (target, steps) = targets[random.usize(..known)];
@@ -240,11 +243,22 @@ impl Rounds {
     }
 
     async fn strike(&mut self, life: &mut Life, fault: &Fault) -> anyhow::Result<Outcome> {
-        let delay = self.usual[&fault.step].mul_f64(fault.moment);
+        let usual = self.usual[&fault.step];
+        // A guest takes its time to panic, so that begins first; the end of a sandbox
+        // begins with what can be hit.
+        let (ahead, delay) = match (fault.target, fault.step) {
+            (Target::Guest, _) => (PANIC_TIME.mul_f64(fault.moment), Duration::ZERO),
+            (Target::Containerd, _) => (Duration::ZERO, usual.mul_f64(fault.moment)),
+            (_, Step::StopPod) => (Duration::ZERO, usual.mul_f64(fault.moment / 20.0)),
+            _ => (Duration::ZERO, usual.mul_f64(fault.moment)),
+        };
         let container = life.container.clone();
         let mut cri = self.cri.clone();
         let strike = self.striker.strike(fault.target, delay, &container);
-        let step = bounded(fault.step, life.step(&mut cri, fault.step));
+        let step = async {
+            sleep(ahead).await;
+            bounded(fault.step, life.step(&mut cri, fault.step)).await
+        };
         tokio::pin!(strike, step);
         let (blow, answer) = tokio::select! {
             biased;
