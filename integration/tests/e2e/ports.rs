@@ -76,7 +76,8 @@ fn inside(pod: &Pod) -> String {
     format!("nsenter --net={path}")
 }
 
-const CURL: &str = "curl -gsS --max-time 60";
+/// Bounded, but not by how fast an emulated host is.
+const CURL: &str = "curl -gsS --max-time 600";
 
 fn either_family_is_forwarded_to_the_right_pod() {
     let (one, two) = (Pod::run(), Pod::run());

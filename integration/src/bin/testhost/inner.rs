@@ -36,6 +36,7 @@ const LOGS: &str = "tail -n 3000 /var/log/containerd.log; echo '== kernel'; dmes
 /// it fails, the host's logs are kept in `target`.
 pub fn run(name: &str, arguments: &[String]) -> anyhow::Result<i32> {
     let host = boot(Config::with_joey()?, name)?;
+    host.lengthen_slices()?;
     let words = std::iter::once(format!("{DIRECTORY}/{name}")).chain(arguments.iter().cloned());
     let code = super::stream(host.command(words), std::io::empty())?;
     if code != 0 {
