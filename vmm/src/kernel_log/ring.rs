@@ -6,7 +6,7 @@ use std::fmt::Write;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::LogError;
-use crate::le::u64_at;
+use crate::le::{u16_at, u64_at};
 use crate::memory::GuestRam;
 
 /// Most text that is returned, in bytes.
@@ -120,10 +120,7 @@ impl Ring {
         let mut info = [0; INFO_SIZE];
         let place = self.infos.checked_add(index * INFO_SIZE as u64)?;
         load(self.ram, place, &mut info)?;
-        let length = usize::from(u16::from_le_bytes([
-            info[TEXT_LENGTH],
-            info[TEXT_LENGTH + 1],
-        ]));
+        let length = usize::from(u16_at(&info, TEXT_LENGTH));
         let text = self.text(u64_at(&descriptor, 8), u64_at(&descriptor, 16), length)?;
         Some(lines(u64_at(&info, TIME), &text))
     }

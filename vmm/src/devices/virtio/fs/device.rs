@@ -13,6 +13,7 @@ use super::metrics::FsCounters;
 use super::ring::{Answer, Ring as BackendRing};
 use crate::devices::virtio::queue::{Chain, Ring};
 use crate::devices::virtio::{Driver, Interrupt, VirtioDevice, device_type};
+use crate::le::{u32_at, u64_at};
 use crate::memory::{Arena, GuestRam, IoVec};
 use crate::sys;
 
@@ -281,7 +282,7 @@ impl Fs {
         };
         // What the guest changes from now on does not count.
         let header: [u8; 16] = arena.read(prepared.request);
-        let opcode = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+        let opcode = u32_at(&header, 4);
         if room < OUT_HEADER && !(room == 0 && FORGETS.contains(&opcode)) {
             return false;
         }
@@ -348,7 +349,7 @@ fn refuse(chain: &Chain) -> u32 {
 
 /// The name of a request, by its header's start.
 fn unique(header: &[u8; 16]) -> u64 {
-    u64::from_le_bytes(std::array::from_fn(|index| header[8 + index]))
+    u64_at(header, 8)
 }
 
 /// Writes `struct fuse_out_header` with EIO; returns the bytes written.

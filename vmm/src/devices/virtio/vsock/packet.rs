@@ -1,6 +1,7 @@
 //! The header before each packet (`struct virtio_vsock_hdr`).
 
 use super::config::{BUFFER, GUEST_CID, HOST_CID};
+use crate::le::{u16_at, u32_at, u64_at};
 
 /// Length of a header in bytes.
 pub const HEADER_SIZE: usize = 44;
@@ -85,21 +86,17 @@ impl Header {
 
     /// Reads a header.
     pub fn from_bytes(bytes: &[u8; HEADER_SIZE]) -> Self {
-        let word = |at: usize| {
-            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-        };
-        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         Self {
-            src_cid: long(0),
-            dst_cid: long(8),
-            src_port: word(16),
-            dst_port: word(20),
-            len: word(24),
-            kind: word(28) as u16,
-            op: (word(28) >> 16) as u16,
-            flags: word(32),
-            buf_alloc: word(36),
-            fwd_cnt: word(40),
+            src_cid: u64_at(bytes, 0),
+            dst_cid: u64_at(bytes, 8),
+            src_port: u32_at(bytes, 16),
+            dst_port: u32_at(bytes, 20),
+            len: u32_at(bytes, 24),
+            kind: u16_at(bytes, 28),
+            op: u16_at(bytes, 30),
+            flags: u32_at(bytes, 32),
+            buf_alloc: u32_at(bytes, 36),
+            fwd_cnt: u32_at(bytes, 40),
         }
     }
 
