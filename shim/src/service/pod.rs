@@ -257,22 +257,25 @@ impl Pod {
 
     /// Stops whatever runs, and ends.
     pub async fn terminate(&self) {
-        if let Ok(sandbox) = self.settled().await {
-            sandbox.stop(KILLED).await;
-        }
+        self.stop().await;
         self.shutdown(true);
     }
 
     /// Stops whatever runs, and ends when the request that asks for it is answered.
     pub async fn retire(self: &Arc<Self>) {
-        if let Ok(sandbox) = self.settled().await {
-            sandbox.stop(KILLED).await;
-        }
+        self.stop().await;
         let pod = self.clone();
         tokio::spawn(async move {
             sleep(FAREWELL).await;
             pod.shutdown(true);
         });
+    }
+
+    /// Stops whatever runs.
+    async fn stop(&self) {
+        if let Ok(sandbox) = self.settled().await {
+            sandbox.stop(KILLED).await;
+        }
     }
 
     /// Waits until the process is to end.
