@@ -24,6 +24,11 @@ pub const SOCKET: &str = "/run/containerd/containerd.sock";
 /// The image that pods run; it has to be pulled before.
 pub const IMAGE: &str = "127.0.0.1:5000/busybox:latest";
 
+/// Takes all the memory of a guest, in one call: a program that takes a little at a time
+/// lives long at the limit, with the kernel reading its code again and again.
+pub const ALL_MEMORY: &str =
+    "dd if=/dev/zero of=/dev/null bs=$(awk '/^MemTotal/ {print $2}' /proc/meminfo)k";
+
 /// Namespace and log directory of the pods that are made here.
 const OWNER: &str = "driver";
 const LOGS: &str = "/tmp/driver-logs";

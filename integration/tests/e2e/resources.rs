@@ -1,6 +1,7 @@
 //! Limits, what happens at them, and who is charged: the guest's cgroups, the VM's
 //! size, the host's cgroup of the pod.
 
+use integration::cri::ALL_MEMORY;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -233,9 +234,7 @@ fn oom_of_a_child() {
 fn oom_of_the_whole_guest() {
     let pod = Pod::run();
     let bystander = pod.start(BUSYBOX, &["sleep", "1000"]);
-    // At one go: bit by bit the guest would first read its programs again and again.
-    let all = "exec dd if=/dev/zero of=/dev/null bs=$(awk '/^MemTotal/ {print $2}' /proc/meminfo)k";
-    let container = running(&pod, json!({}), all);
+    let container = running(&pod, json!({}), &format!("exec {ALL_MEMORY}"));
     assert_oom_killed(&container);
     // The agent, and what was not to blame, go on.
     assert_eq!(bystander.sh("echo alive"), "alive");

@@ -243,14 +243,13 @@ impl Rounds {
     }
 
     async fn strike(&mut self, life: &mut Life, fault: &Fault) -> anyhow::Result<Outcome> {
-        let usual = self.usual[&fault.step];
-        // A guest takes its time to panic, so that begins first; the end of a sandbox
-        // begins with what can be hit.
+        let delay = self.usual[&fault.step].mul_f64(fault.moment);
         let (ahead, delay) = match (fault.target, fault.step) {
+            // It takes its time to panic, so that begins first.
             (Target::Guest, _) => (PANIC_TIME.mul_f64(fault.moment), Duration::ZERO),
-            (Target::Containerd, _) => (Duration::ZERO, usual.mul_f64(fault.moment)),
-            (_, Step::StopPod) => (Duration::ZERO, usual.mul_f64(fault.moment / 20.0)),
-            _ => (Duration::ZERO, usual.mul_f64(fault.moment)),
+            // The end of a sandbox begins with theirs.
+            (Target::Shim | Target::Vmm, Step::StopPod) => (Duration::ZERO, delay / 20),
+            _ => (Duration::ZERO, delay),
         };
         let container = life.container.clone();
         let mut cri = self.cri.clone();

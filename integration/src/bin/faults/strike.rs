@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::time::Duration;
 
-use integration::cri::Cri;
+use integration::cri::{ALL_MEMORY, Cri};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -37,10 +37,9 @@ impl fmt::Display for Target {
     }
 }
 
-/// Makes the kernel panic at the next lack of memory, and memory lack. Needs a
-/// privileged container, as an attacker in a pod would.
-const PANIC: &str = "echo 2 >/proc/sys/vm/panic_on_oom; \
-    dd if=/dev/zero of=/dev/null bs=$(awk '/^MemTotal/ {print $2}' /proc/meminfo)k";
+/// Makes the kernel panic at the next lack of memory. Needs a privileged container, as
+/// an attacker in a pod would.
+const PANIC_ON_OOM: &str = "echo 2 >/proc/sys/vm/panic_on_oom";
 
 /// Between two looks for a process that is not there yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
@@ -86,7 +85,8 @@ impl Striker {
         if target == Target::Guest {
             let container = container.to_owned();
             // On its own: what happens now need not wait for it.
-            let panic = async move { drop(Cri::connect().exec(&container, PANIC).await) };
+            let script = format!("{PANIC_ON_OOM}; {ALL_MEMORY}");
+            let panic = async move { drop(Cri::connect().exec(&container, &script).await) };
             return Blow(Some(tokio::spawn(panic)));
         }
         while !self.find(target).is_some_and(end) {

@@ -9,7 +9,7 @@ use integration::perf::report::Findings;
 use integration::perf::waterfall;
 use integration::testbed::{Config, Event, build, repository};
 
-use crate::inner;
+use crate::{inner, write};
 
 /// Runs all cases; `FIRECRACKER` names a binary to measure beside.
 pub fn run(runs: usize) -> anyhow::Result<i32> {
@@ -73,10 +73,6 @@ pub fn run(runs: usize) -> anyhow::Result<i32> {
         cost.vmm, cost.shim, cost.guest_private, cost.shared
     );
     Ok(0)
-}
-
-fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn path(path: &Path) -> anyhow::Result<String> {

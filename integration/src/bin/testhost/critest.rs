@@ -4,13 +4,15 @@
 //! no other with it, and is bounded in time from outside.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use integration::critest::document;
 use integration::critest::results::{self, Handler, Outcome, Results};
 use integration::testbed::{Config, TestHost, build, repository};
+
+use crate::write;
 
 /// What a test may take. Those that wait for something give up after a minute each,
 /// and an emulated test host is slow.
@@ -216,8 +218,4 @@ fn boot(config: &Config) -> anyhow::Result<TestHost> {
     let host = TestHost::boot(config)?;
     host.start_containerd()?;
     Ok(host)
-}
-
-fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }

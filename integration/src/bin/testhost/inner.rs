@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use integration::testbed::{Config, TestHost, repository};
 
 /// Where they are in the test host.
@@ -41,9 +41,7 @@ pub fn run(name: &str, arguments: &[String]) -> anyhow::Result<i32> {
     let code = super::stream(host.command(words), std::io::empty())?;
     if code != 0 {
         let path = repository().join(format!("target/{name}-failure.log"));
-        let logs = host.run(LOGS)?;
-        std::fs::write(&path, logs.text())
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        crate::write(&path, host.run(LOGS)?.text().as_bytes())?;
         eprintln!("the host's logs are in {}", path.display());
     }
     Ok(code)

@@ -9,10 +9,11 @@ mod inner;
 mod terminal;
 
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use integration::testbed::{Config, Event, TestHost};
 
 const USAGE: &str = "\
@@ -122,6 +123,10 @@ fn print(event: Event) -> std::io::Result<()> {
         Event::Stderr(bytes) => stderr().write_all(&bytes),
         Event::Exit(_) => Ok(()),
     }
+}
+
+fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    std::fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn shell(host: &TestHost) -> anyhow::Result<i32> {
