@@ -1,0 +1,48 @@
+//! What the VMM says unasked.
+
+use std::os::unix::net::UnixStream;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::sync::mpsc;
+
+use crate::error::{Error, Result};
+
+/// Longest event in bytes. The VMM is not trusted with more.
+const MAX_EVENT: u64 = 8 << 10;
+
+/// What the VMM says unasked. The channel closes when the VMM is gone.
+pub type Events = mpsc::UnboundedReceiver<vmm::Event>;
+
+/// Reads the VMM's events until it is gone.
+pub(super) fn watch(stream: UnixStream) -> Result<Events> {
+    let failed = |error: std::io::Error| Error::Failed(format!("the VMM's event socket: {error}"));
+    stream.set_nonblocking(true).map_err(failed)?;
+    let stream = tokio::net::UnixStream::from_std(stream).map_err(failed)?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut reader = BufReader::with_capacity(512, stream);
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = (&mut reader)
+                .take(MAX_EVENT)
+                .read_until(b'\n', &mut line)
+                .await;
+            if !matches!(read, Ok(n) if n > 0) {
+                return;
+            }
+            match serde_json::from_slice(&line) {
+                Ok(event) => {
+                    if sender.send(event).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the VMM's event cannot be read: giving it up");
+                    return;
+                }
+            }
+        }
+    });
+    Ok(receiver)
+}

@@ -1,0 +1,238 @@
+//! The pod's VM and all that it has on the host: made side by side, taken apart
+//! in one place.
+
+mod end;
+mod events;
+mod obituary;
+mod preparation;
+mod start;
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use network::{Attachment, Endpoint};
+use tokio::task::spawn_blocking;
+use vmm::Vmm;
+
+pub use events::Events;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::guest::Vsock;
+use crate::host::cgroup::Cgroup;
+use crate::host::oom_score;
+use crate::host::record::{Record, StateDir};
+use crate::host::uids::UidLease;
+use crate::pod::Size;
+use crate::vmm_log::VmmLog;
+
+/// How long the VMM may take to tell the kernel's log of a guest that is lost.
+const LOG_TIME: Duration = Duration::from_secs(1);
+
+/// Name in the state directory of the socket that leads into the guest.
+pub const VSOCK: &str = "vsock";
+
+/// What a VM is made from.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The sandbox.
+    pub id: String,
+    /// containerd's namespace.
+    pub namespace: String,
+    /// containerd's directory of the sandbox.
+    pub bundle: PathBuf,
+    /// The pod's network namespace, if it has one.
+    pub netns: Option<PathBuf>,
+    /// As the OCI spec names it.
+    pub cgroups_path: PathBuf,
+    /// The pod's name and Kubernetes namespace, if it is one's.
+    pub pod: (String, String),
+    /// The shim's socket.
+    pub socket: PathBuf,
+    /// How large.
+    pub size: Size,
+    /// The operator's settings.
+    pub config: Arc<Config>,
+}
+
+/// A VM. [`Vm::release`] ends it and removes what it has.
+pub struct Vm {
+    id: String,
+    namespace: String,
+    config: Arc<Config>,
+    pid: u32,
+    vsock: Vsock,
+    size: Size,
+    cgroup: Cgroup,
+    log: VmmLog,
+    /// Set once, by whoever first finds that the guest is lost.
+    death: tokio::sync::OnceCell<String>,
+    /// The cgroup that this process was in before it moved into the pod's.
+    home: Mutex<Option<PathBuf>>,
+    endpoint: Option<Endpoint>,
+    parts: Mutex<Option<Parts>>,
+    released: AtomicBool,
+}
+
+/// What ends with the VM, in the order in which it goes.
+struct Parts {
+    vmm: Vmm,
+    attachment: Option<Attachment>,
+    _uid: UidLease,
+    state: StateDir,
+    record: Record,
+}
+
+impl Vm {
+    /// What the VM's devices have done.
+    ///
+    /// # Errors
+    /// When the VMM does not answer in a moment.
+    pub async fn stats(self: &Arc<Self>) -> Result<vmm::Stats> {
+        self.ask("cannot read the VMM's counters", |vmm| {
+            vmm.stats_within(LOG_TIME)
+        })
+        .await
+    }
+
+    /// The VMM's pid: what containerd takes for the sandbox's process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The operator's settings when it was made.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The way into the guest.
+    pub fn vsock(&self) -> &Vsock {
+        &self.vsock
+    }
+
+    /// The pod's cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// The pod's network, if it has one.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoint.as_ref()
+    }
+
+    /// Says how willingly the host's kernel kills the VMM when it is out of memory.
+    pub fn set_oom_score(&self, score: i32) {
+        // Not reaped before `release`, so the pid is still its own.
+        if !self.released.load(Ordering::Acquire) {
+            set_oom_score(self.pid, score);
+        }
+    }
+
+    /// How large it is.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Shows `length` bytes of a file in the image window.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn map_image(self: &Arc<Self>, offset: u64, length: u64, file: File) -> Result<()> {
+        self.ask("cannot show an image to the guest", move |vmm| {
+            vmm.map_image(offset, length, file.as_fd())
+        })
+        .await
+    }
+
+    /// Lets the guest bring a vCPU online.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn online_cpu(self: &Arc<Self>, cpu: u8) -> Result<()> {
+        self.ask("cannot start a vCPU", move |vmm| vmm.online_cpu(cpu))
+            .await
+    }
+
+    /// Puts a file server behind the VM's file system device. Returns the device's name
+    /// in the guest.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn attach_fs(
+        self: &Arc<Self>,
+        socket: std::os::unix::net::UnixStream,
+    ) -> Result<String> {
+        self.ask("cannot attach the file system", move |vmm| {
+            vmm.attach_fs(socket.as_fd())
+        })
+        .await
+    }
+
+    /// Puts the first `size` bytes of a file behind a spare disk. Returns its slot, and
+    /// the device's name in the guest.
+    ///
+    /// # Errors
+    /// When the VMM refuses, as when all spare disks are taken, or is gone.
+    pub async fn attach_disk(
+        self: &Arc<Self>,
+        file: File,
+        size: u64,
+        read_only: bool,
+    ) -> Result<(u8, String)> {
+        self.ask("cannot attach the disk", move |vmm| {
+            vmm.attach_disk(file.as_fd(), size, read_only)
+        })
+        .await
+    }
+
+    /// Makes a disk's data durable and takes it back.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn detach_disk(self: &Arc<Self>, slot: u8) -> Result<()> {
+        self.ask("cannot detach the disk", move |vmm| vmm.detach_disk(slot))
+            .await
+    }
+
+    /// Writes a file in the sandbox's state directory; a failure is logged.
+    pub fn note(&self, name: &str, content: &[u8]) {
+        if let Some(parts) = self.parts().as_ref()
+            && let Err(error) = parts.state.write(name, content)
+        {
+            tracing::warn!(name, %error, "cannot write in the state directory");
+        }
+    }
+
+    async fn ask<T: Send + 'static, E: std::error::Error + Send + 'static>(
+        self: &Arc<Self>,
+        what: &'static str,
+        action: impl FnOnce(&mut Vmm) -> std::result::Result<T, E> + Send + 'static,
+    ) -> Result<T> {
+        let vm = self.clone();
+        spawn_blocking(move || {
+            let mut parts = vm.parts();
+            let parts = parts.as_mut().ok_or_else(|| vm.gone())?;
+            action(&mut parts.vmm).map_err(|error| Error::failed(error).context(what))
+        })
+        .await
+        .map_err(Error::failed)?
+    }
+
+    fn parts(&self) -> MutexGuard<'_, Option<Parts>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gone(&self) -> Error {
+        Error::State(format!("the VM of sandbox {} has ended", self.id))
+    }
+}
+
+fn set_oom_score(pid: u32, score: i32) {
+    if let Err(error) = oom_score::set(pid, score) {
+        tracing::warn!(pid, %error, "cannot set the VMM's OOM score");
+    }
+}
