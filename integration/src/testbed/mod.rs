@@ -209,7 +209,7 @@ impl TestHost {
     }
 
     /// Lets whoever runs in an emulated host run for longer at a time: for many VMs at
-    /// once. One that thrashes keeps the others waiting for it, so this is not for all.
+    /// once. One that thrashes keeps the others waiting for it.
     ///
     /// # Errors
     /// When the host's kernel does not take it.

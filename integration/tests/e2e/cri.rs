@@ -25,6 +25,10 @@ pub fn handler() -> &'static str {
 
 /// Boots the test host with joey in it and pulls the image that most tests run.
 pub fn prepare() {
+    // Ten pods at once come too late otherwise for some who wait.
+    TestHost::shared()
+        .lengthen_slices()
+        .unwrap_or_else(|error| panic!("{error}"));
     sh(&format!("crictl pull {BUSYBOX}"));
     // The first pod of a host makes what all later ones share: the CNI's bridge,
     // the parent cgroup, the formatted scratch.

@@ -1,6 +1,7 @@
 //! Port-forward: `crictl port-forward`, and localhost of the pod's network namespace,
 //! which is what containerd dials for it.
 
+use integration::combination::Combination;
 use libtest_mimic::Trial;
 use serde_json::json;
 
@@ -122,12 +123,19 @@ fn a_port_that_nobody_listens_on_is_an_error() {
     let pod = Pod::run();
     let said = forwarded(
         &pod,
-        &format!("! {CURL} http://127.0.0.1:18080/ >/dev/null 2>&1; cat /tmp/forward.log"),
+        &format!(
+            "{CURL} http://127.0.0.1:18080/ >/dev/null 2>&1 && echo answered; \
+             cat /tmp/forward.log"
+        ),
     );
-    assert!(
-        said.contains("error") && said.contains("connection reset"),
-        "{said}"
-    );
+    assert!(!said.contains("answered"), "{said}");
+    // containerd 1.7 resets the client's connection too, and says so in its own log only.
+    if Combination::of_this_run().containerd != "1.7" {
+        assert!(
+            said.contains("error") && said.contains("connection reset"),
+            "{said}"
+        );
+    }
     // Not an empty answer, which curl would call by another name. Where the reset comes
     // before it looks, it takes that for a refusal.
     for url in ["http://127.0.0.1:8080/", "http://[::1]:8080/"] {
