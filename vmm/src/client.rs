@@ -22,8 +22,8 @@ use crate::spec::VmSpec;
 use crate::sys::{self, Child, Program};
 
 /// Longest time for the answer to an action. A VMM answers within milliseconds;
-/// this is for a host that is out of memory or CPU.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// this is for a host that is out of memory or CPU, and stands still for seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why the VMM did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
