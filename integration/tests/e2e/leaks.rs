@@ -17,16 +17,14 @@ pub fn snapshot() -> Snapshot {
 /// Waits until the host is as it was: what containerd removes in the background is
 /// gone soon, what leaks stays.
 pub fn settled(before: &Snapshot) {
-    for _ in 0..100 {
-        if snapshot() == *before {
+    let left = || leaks::differences(before, &snapshot());
+    for _ in 0..20 {
+        if left().is_empty() {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
+        std::thread::sleep(std::time::Duration::from_millis(500));
     }
-    let left: Vec<String> = leaks::differences(before, &snapshot())
-        .into_iter()
-        .map(|(_, listing)| listing)
-        .collect();
+    let left: Vec<String> = left().into_iter().map(|(_, listing)| listing).collect();
     assert!(left.is_empty(), "left behind: {}", left.join("\n"));
 }
 
