@@ -66,15 +66,10 @@ fn forwarded(pod: &Pod, script: &str) -> String {
 
 /// The start of a command that runs in the pod's network namespace on the host.
 fn inside(pod: &Pod) -> String {
-    let namespaces = &pod.inspect()["info"]["runtimeSpec"]["linux"]["namespaces"];
-    let path = namespaces
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|namespace| namespace["type"] == "network")
-        .and_then(|namespace| namespace["path"].as_str())
-        .unwrap_or_else(|| panic!("no network namespace in {namespaces}"));
-    format!("nsenter --net={path}")
+    format!(
+        "nsenter --net=$(jq -r .netns /run/joey/k8s.io/{}/sandbox.json)",
+        pod.id
+    )
 }
 
 /// Bounded, but not by how fast an emulated host is.
