@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::error::{engine, still_running};
+use super::error::engine;
 use super::{Status, TaskError, Tasks};
 use crate::process::Exit;
 
@@ -15,7 +15,7 @@ impl Tasks {
         if !exec_id.is_empty() {
             return self.with(id, |task| {
                 let exec = task.exec(exec_id)?;
-                let pid = exec.process.as_ref().map_or(0, |process| process.pid);
+                let pid = exec.pid();
                 let exit = match exec.ending.get() {
                     Some(exit) => exit,
                     None if pid == 0 => Exit::now(0),
@@ -56,6 +56,10 @@ impl Tasks {
         remove_directory(&self.base.join("containers").join(id));
         Ok(())
     }
+}
+
+fn still_running(what: &str) -> TaskError {
+    TaskError::NotNow(format!("{what} is running: stop it before deleting it"))
 }
 
 /// Removes what the agent keeps of a container. The root file system's mount point is

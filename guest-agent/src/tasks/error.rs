@@ -62,8 +62,3 @@ pub enum TaskError {
 pub(super) fn engine<E: std::error::Error>(error: E) -> TaskError {
     TaskError::Engine(error.to_string())
 }
-
-/// A process must end before it is deleted.
-pub(super) fn still_running(what: &str) -> TaskError {
-    TaskError::NotNow(format!("{what} is running: stop it before deleting it"))
-}

@@ -90,6 +90,13 @@ struct Task {
     give_back: Vec<(u32, PathBuf)>,
 }
 
+impl Exec {
+    /// 0 before it is started.
+    fn pid(&self) -> u32 {
+        self.process.as_ref().map_or(0, |process| process.pid)
+    }
+}
+
 impl Task {
     fn status(&self) -> Status {
         match () {
@@ -112,6 +119,16 @@ impl Task {
             return Ok(Some(&self.init));
         }
         Ok(self.exec(exec_id)?.process.as_ref())
+    }
+
+    /// The process, which must have been started.
+    fn started_process(&self, exec_id: &str) -> Result<&Arc<Process>, TaskError> {
+        self.process(exec_id)?.ok_or_else(|| {
+            TaskError::NotNow(format!(
+                "process {exec_id} of container {} was not started yet",
+                self.init.container_id
+            ))
+        })
     }
 
     fn ending(&self, exec_id: &str) -> Result<&Ending, TaskError> {
@@ -202,12 +219,7 @@ impl Tasks {
             if all && exec_id.is_empty() {
                 return task.container.kill_all(signal).map_err(engine);
             }
-            let Some(process) = task.process(exec_id)? else {
-                return Err(TaskError::NotNow(format!(
-                    "process {exec_id} of container {id} was not started yet"
-                )));
-            };
-            process
+            task.started_process(exec_id)?
                 .signal(signal)
                 .map_err(|source| match source.raw_os_error() {
                     // Ended, and not collected yet.
@@ -237,7 +249,7 @@ impl Tasks {
             let exit = exec.ending.get();
             Ok(State {
                 bundle,
-                pid: exec.process.as_ref().map_or(0, |process| process.pid),
+                pid: exec.pid(),
                 status: match () {
                     () if exit.is_some() => Status::Stopped,
                     () if exec.process.is_none() => Status::Created,
@@ -286,14 +298,7 @@ impl Tasks {
     /// Ends a process's input.
     pub fn close_stdin(&self, id: &str, exec_id: &str) -> Result<(), TaskError> {
         self.with(id, |task| {
-            match task.process(exec_id)? {
-                Some(process) => process.close_stdin(),
-                None => {
-                    return Err(TaskError::NotNow(format!(
-                        "process {exec_id} of container {id} was not started yet"
-                    )));
-                }
-            }
+            task.started_process(exec_id)?.close_stdin();
             Ok(())
         })
     }
