@@ -35,6 +35,11 @@ pub const ALL: [Combination; 3] = [
 ];
 
 impl Combination {
+    /// Whether it is containerd 1.7, which can do less than the newer ones.
+    pub fn is_containerd_1_7(&self) -> bool {
+        self.containerd == "1.7"
+    }
+
     /// The one of this run.
     ///
     /// # Panics

@@ -75,7 +75,7 @@ pub fn trials() -> Vec<Trial> {
 
 /// containerd 1.7 has none.
 fn has_image_volumes() -> bool {
-    Combination::of_this_run().containerd != "1.7"
+    !Combination::of_this_run().is_containerd_1_7()
 }
 
 static NEXT: AtomicU32 = AtomicU32::new(1);
