@@ -1,4 +1,4 @@
-//! What the VMM says unasked.
+//! Reads what the VMM says by itself.
 
 use std::os::unix::net::UnixStream;
 

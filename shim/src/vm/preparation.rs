@@ -40,11 +40,10 @@ impl Spawned {
         let Self { vmm, cgroup, .. } = self;
         let undone = spawn_blocking(move || {
             drop(vmm);
-            cgroup.remove()
+            remove_cgroup(&cgroup);
         });
-        if let Ok(Err(error)) = undone.await {
-            tracing::warn!(error = chain(&error), "removing the cgroup");
-        }
+        // It cannot be cancelled, and does not panic.
+        let _ = undone.await;
     }
 }
 
@@ -124,11 +123,15 @@ pub(super) fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
             uid,
         }),
         Err(error) => {
-            if let Err(error) = cgroup.remove() {
-                tracing::warn!(error = chain(&error), "removing the cgroup");
-            }
+            remove_cgroup(&cgroup);
             Err(error)
         }
+    }
+}
+
+fn remove_cgroup(cgroup: &Cgroup) {
+    if let Err(error) = cgroup.remove() {
+        tracing::warn!(error = chain(&error), "removing the cgroup");
     }
 }
 
