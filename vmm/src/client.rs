@@ -61,6 +61,10 @@ pub struct Vmm {
     events: UnixStream,
     /// A call did not finish, so answers no longer match questions.
     broken: bool,
+    /// The call under way may be given up.
+    hurried: bool,
+    /// The VMM has not answered the last call yet.
+    owes: bool,
 }
 
 impl Vmm {
@@ -107,10 +111,12 @@ impl Vmm {
             control,
             events,
             broken: false,
+            hurried: false,
+            owes: false,
         })
     }
 
-    /// Bounds the wait for each answer; 20 s unless told.
+    /// Bounds the wait for each answer; a minute unless told.
     pub fn set_timeout(&mut self, timeout: Duration) -> io::Result<()> {
         self.control.set_timeout(timeout)
     }
@@ -210,12 +216,13 @@ impl Vmm {
         }
     }
 
-    /// As [`Self::kernel_log`], with another bound than the usual one.
+    /// As [`Self::kernel_log`], with another bound than the usual one, after which other
+    /// calls are possible all the same.
     pub fn kernel_log_within(&mut self, time: Duration) -> Result<String, ClientError> {
         self.within(time, Self::kernel_log)
     }
 
-    /// As [`Self::stats`], with another bound than the usual one.
+    /// As [`Self::stats`], bounded as [`Self::kernel_log_within`].
     pub fn stats_within(&mut self, time: Duration) -> Result<Stats, ClientError> {
         self.within(time, Self::stats)
     }
@@ -227,7 +234,9 @@ impl Vmm {
     ) -> Result<T, ClientError> {
         let failed = |error: io::Error| ClientError::Channel(error.to_string());
         self.set_timeout(time).map_err(failed)?;
+        self.hurried = true;
         let answer = call(self);
+        self.hurried = false;
         self.set_timeout(ANSWER_TIMEOUT).map_err(failed)?;
         answer
     }
@@ -300,12 +309,20 @@ impl Vmm {
             return Err(ClientError::Channel(text.into()));
         }
         let answer = self
-            .control
-            .send(action, files)
-            .and_then(|()| self.control.receive::<Reply>());
+            .take_late_answer()
+            .and_then(|()| self.control.send(action, files))
+            .and_then(|()| {
+                self.owes = true;
+                self.control.receive::<Reply>()
+            });
+        if answer.is_ok() {
+            self.owes = false;
+        }
         match answer {
             Ok((Reply::Failed(text), _)) => Err(ClientError::Refused(text)),
             Ok((reply, _)) => Ok(reply),
+            // The answer may still come: the next call takes it first.
+            Err(ChannelError::Timeout) if self.hurried => Err(ClientError::Hangs),
             Err(error) => {
                 self.broken = true;
                 Err(match error {
@@ -315,6 +332,15 @@ impl Vmm {
                 })
             }
         }
+    }
+
+    /// Waits for the answer to a hurried call that was given up.
+    fn take_late_answer(&mut self) -> Result<(), ChannelError> {
+        if self.owes {
+            self.control.receive::<Reply>()?;
+            self.owes = false;
+        }
+        Ok(())
     }
 
     fn mismatch(&mut self, reply: &Reply) -> ClientError {

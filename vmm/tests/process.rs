@@ -126,6 +126,27 @@ fn a_process_that_hangs_gives_an_error() {
 }
 
 #[test]
+fn a_question_that_was_given_up_does_no_harm() {
+    let mut vmm = spawn();
+    let pid = nix::unistd::Pid::from_raw(vmm.pid() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).unwrap();
+    for _ in 0..3 {
+        let answer = vmm.stats_within(Duration::from_millis(1));
+        assert!(matches!(answer, Err(ClientError::Hangs)));
+    }
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGCONT).unwrap();
+    // Each answer belongs to its question again.
+    let (null, listener) = null();
+    let many = VmSpec {
+        vcpus: 33,
+        ..spec()
+    };
+    let said = refusal(vmm.boot(&many, null_files(&null, &listener)));
+    assert!(said.contains("33 vCPUs"), "{said}");
+    assert!(refusal(vmm.stats()).contains("send boot first"));
+}
+
+#[test]
 fn it_is_not_started_by_hand() {
     let output = std::process::Command::new(env!("CARGO_BIN_EXE_joey-vmm"))
         .stdin(std::process::Stdio::null())
