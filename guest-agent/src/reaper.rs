@@ -9,20 +9,49 @@ use crate::process::{Exit, Process};
 
 /// The processes whose end somebody waits for, by process id.
 ///
-/// A process is registered in the same step of the event loop that launches it, and
-/// only [`Reaper::reap`] collects processes: an id cannot be reused in between, and a
-/// process that ends at once is still found.
+/// A process is registered, or expected, in the same step of the event loop that makes
+/// it, and only [`Reaper::reap`] collects processes: an id cannot be reused in between,
+/// and a process that ends at once is still found.
 #[derive(Default)]
-pub struct Reaper(Mutex<HashMap<u32, Arc<Process>>>);
+pub struct Reaper(Mutex<Known>);
+
+#[derive(Default)]
+struct Known {
+    processes: HashMap<u32, Arc<Process>>,
+    /// Those that are on their way to their commands, with their ends.
+    expected: HashMap<u32, Option<Exit>>,
+}
 
 impl Reaper {
-    fn processes(&self) -> MutexGuard<'_, HashMap<u32, Arc<Process>>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Watches for the end of `process`.
     pub fn register(&self, process: Arc<Process>) {
-        self.processes().insert(process.pid, process);
+        self.known().processes.insert(process.pid, process);
+    }
+
+    /// Keeps the end of a process until it is [registered](Self::register_expected) or
+    /// given [up](Self::give_up).
+    pub fn expect(&self, pid: u32) {
+        self.known().expected.insert(pid, None);
+    }
+
+    /// Watches for the end of a process that was expected; answers with it when it has
+    /// come already.
+    pub fn register_expected(&self, process: &Arc<Process>) -> Option<Exit> {
+        let mut known = self.known();
+        let exit = known.expected.remove(&process.pid).flatten();
+        if exit.is_none() {
+            known.processes.insert(process.pid, Arc::clone(process));
+        }
+        exit
+    }
+
+    /// An expected process did not get to its command.
+    pub fn give_up(&self, pid: u32) {
+        self.known().expected.remove(&pid);
     }
 
     /// Collects everything that has ended and answers with what was registered of it,
@@ -32,8 +61,12 @@ impl Reaper {
         // An error is ECHILD: there are no processes at all.
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
             let pid = pid.as_raw_nonzero().get().unsigned_abs();
-            if let Some(process) = self.processes().remove(&pid) {
-                ended.push((process, Exit::now(code(status))));
+            let exit = Exit::now(code(status));
+            let mut known = self.known();
+            if let Some(process) = known.processes.remove(&pid) {
+                ended.push((process, exit));
+            } else if let Some(end) = known.expected.get_mut(&pid) {
+                end.get_or_insert(exit);
             }
         }
         ended

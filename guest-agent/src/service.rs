@@ -129,7 +129,7 @@ impl Task for TaskService {
         _: &TtrpcContext,
         request: api::StartRequest,
     ) -> Result<api::StartResponse> {
-        let pid = self.0.start(&request.id, &request.exec_id)?;
+        let pid = self.0.start(&request.id, &request.exec_id).await?;
         Ok(api::StartResponse {
             pid,
             ..Default::default()

@@ -143,7 +143,7 @@ pub fn lead_session(
     command.spawn()
 }
 
-/// Puts a non-blocking descriptor on the event loop.
+/// Puts a descriptor on the event loop; whoever uses it must not wait in the kernel.
 pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd names one open descriptor for as long as it lives, and AsyncFd
     // takes it off the event loop before it drops it.

@@ -496,6 +496,61 @@ fn many_processes_leave_no_descriptor_and_no_zombie() {
 }
 
 #[test]
+fn a_container_that_stops_its_new_processes_stops_nobody_else() {
+    isolated(
+        "a_container_that_stops_its_new_processes_stops_nobody_else",
+        || {
+            with_machine(async |machine| {
+                let stopper = "while :; do kill -STOP -1 2>/dev/null; done";
+                machine.create(Recipe::new("bad", stopper)).await.unwrap();
+                machine.start("bad", "").await.unwrap();
+                machine
+                    .exec("bad", "x", &process("exec sleep 1000"), "", false)
+                    .await;
+                let meanwhile = async {
+                    // Its process is there, and does not get to its command.
+                    let pids = api::PidsRequest {
+                        id: "bad".into(),
+                        ..Default::default()
+                    };
+                    let stopped = |pid: u32| {
+                        std::fs::read_to_string(format!("/proc/{pid}/stat"))
+                            .is_ok_and(|stat| stat.contains(") T "))
+                    };
+                    loop {
+                        let answer = machine.tasks.pids(context(), &pids).await.unwrap();
+                        if answer.processes.iter().any(|process| stopped(process.pid)) {
+                            break;
+                        }
+                    }
+                    assert_eq!(machine.status("bad", "x").await, Ok(api::Status::CREATED));
+                    for refused in [
+                        machine.start("bad", "x").await,
+                        machine.delete("bad", "x").await,
+                    ] {
+                        assert_eq!(refused.unwrap_err().0, Code::FAILED_PRECONDITION);
+                    }
+                    // Others live on.
+                    machine.create(Recipe::new("good", "exit 4")).await.unwrap();
+                    machine.start("good", "").await.unwrap();
+                    assert_eq!(machine.wait("good", "").await, 4);
+                    assert_eq!(machine.delete("good", "").await, Ok(4));
+
+                    machine.kill("bad", "", SIGKILL).await.unwrap();
+                };
+                let (started, ()) = tokio::join!(machine.start("bad", "x"), meanwhile);
+                started.unwrap_err();
+                assert_eq!(machine.wait("bad", "x").await, 255);
+                assert_eq!(machine.wait("bad", "").await, 137);
+                assert_eq!(machine.delete("bad", "x").await, Ok(255));
+                assert_eq!(machine.delete("bad", "").await, Ok(137));
+                assert_eq!(debts().1, 0);
+            });
+        },
+    );
+}
+
+#[test]
 fn shutdown_is_answered_before_the_agent_ends() {
     isolated("shutdown_is_answered_before_the_agent_ends", || {
         with_machine(async |machine| {

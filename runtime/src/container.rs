@@ -12,7 +12,8 @@ use crate::error::{CreateError, DeleteError, ExecError, KillError, StartError};
 use crate::hooks;
 use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
 use crate::process::message::{Channel, Message};
-use crate::process::{self, Io, Launched, Place};
+use crate::process::{self, Io, Launched, Launching, Place};
+use crate::starting::Starting;
 use crate::state::{Saved, StateDir, StateError, Status, born, is_alive, open_process};
 use crate::sys;
 
@@ -162,6 +163,14 @@ impl Container {
     /// # Errors
     /// [`StartError`]; when the command could not be run, the first process has ended.
     pub fn start(&mut self) -> Result<(), StartError> {
+        self.begin_start()?.finish()
+    }
+
+    /// As [`Self::start`], without waiting for the first process.
+    ///
+    /// # Errors
+    /// [`StartError`] when it cannot be told.
+    pub fn begin_start(&mut self) -> Result<Starting, StartError> {
         let status = self.status();
         if status != Status::Created {
             return Err(StartError::NotCreated {
@@ -175,21 +184,11 @@ impl Container {
         };
         let channel = Channel::from(self.dir.connect().map_err(unreachable)?);
         channel.send(&Message::Start, None).map_err(unreachable)?;
-        let mut executing = false;
-        loop {
-            match channel.receive().map_err(unreachable)? {
-                Some((Message::Executing, _)) => executing = true,
-                Some((Message::Failed(failure), _)) => return Err(failure.into()),
-                Some(_) => {}
-                None if executing => break,
-                None => return Err(unreachable(std::io::ErrorKind::UnexpectedEof.into())),
-            }
-        }
-        if let Some(hooks) = self.saved.spec.hooks() {
-            let state = self.saved.state(ContainerState::Running);
-            hooks::run_all("poststart", hooks.poststart(), &state);
-        }
-        Ok(())
+        Ok(Starting::new(
+            channel,
+            self.saved.spec.hooks().clone(),
+            self.saved.state(ContainerState::Running),
+        ))
     }
 
     /// Adds a process to the container: into its namespaces and its cgroup, under its seccomp
@@ -198,6 +197,14 @@ impl Container {
     /// # Errors
     /// [`ExecError`]; nothing is left behind then.
     pub fn exec(&self, process: &Process, io: Io) -> Result<Launched, ExecError> {
+        self.begin_exec(process, io)?.finish()
+    }
+
+    /// As [`Self::exec`], without waiting for the process.
+    ///
+    /// # Errors
+    /// [`ExecError`]; nothing is left behind then.
+    pub fn begin_exec(&self, process: &Process, io: Io) -> Result<Launching, ExecError> {
         let status = self.status();
         let Some(first) = self
             .first
@@ -289,7 +296,7 @@ impl Container {
     /// Freezes all processes, and returns when they are.
     ///
     /// # Errors
-    /// [`CgroupError`] when that takes longer than ten seconds: nothing is frozen then.
+    /// [`CgroupError`] when that takes longer than five seconds: nothing is frozen then.
     pub fn pause(&self) -> Result<(), CgroupError> {
         self.cgroup()?.freeze(true)
     }

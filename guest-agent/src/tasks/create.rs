@@ -148,6 +148,7 @@ impl Tasks {
             stdio: new.stdio.clone(),
             init,
             execs: HashMap::new(),
+            starting: false,
             started: false,
             paused: false,
             private_pids,

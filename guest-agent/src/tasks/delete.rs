@@ -18,7 +18,7 @@ impl Tasks {
                 let pid = exec.pid();
                 let exit = match exec.ending.get() {
                     Some(exit) => exit,
-                    None if pid == 0 => Exit::now(0),
+                    None if pid == 0 && !exec.starting => Exit::now(0),
                     None => {
                         return Err(still_running(&format!(
                             "process {exec_id} of container {id}"

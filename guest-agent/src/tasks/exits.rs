@@ -10,31 +10,35 @@ use protocol::ids;
 
 use super::Tasks;
 use super::error::engine;
-use crate::process::Process;
+use crate::process::{Exit, Process};
 
 impl Tasks {
     /// Collects what has ended and reports it. For every SIGCHLD.
     pub fn reap(&self) {
         for (process, exit) in self.reaper.reap() {
-            if process.container_id.is_empty() {
-                // A console's: nothing of containerd's.
-                process.ending.set(exit);
-                continue;
-            }
-            self.report_oom(&process.container_id);
-            process.ending.set(exit);
-            self.events.push(Kind::Exit(guest::Exit {
-                container_id: process.container_id.clone(),
-                exec_id: process.exec_id.clone(),
-                pid: process.pid,
-                status: exit.status,
-                exited_at_ns: exit.at_ns,
-                files: self.given_back(&process),
-                ..Default::default()
-            }));
-            if process.exec_id.is_empty() {
-                self.end_siblings(&process.container_id);
-            }
+            self.ended(&process, exit);
+        }
+    }
+
+    /// Reports the end of a process.
+    pub(super) fn ended(&self, process: &Process, exit: Exit) {
+        if process.container_id.is_empty() {
+            // A console's: nothing of containerd's.
+            return process.ending.set(exit);
+        }
+        self.report_oom(&process.container_id);
+        process.ending.set(exit);
+        self.events.push(Kind::Exit(guest::Exit {
+            container_id: process.container_id.clone(),
+            exec_id: process.exec_id.clone(),
+            pid: process.pid,
+            status: exit.status,
+            exited_at_ns: exit.at_ns,
+            files: self.given_back(process),
+            ..Default::default()
+        }));
+        if process.exec_id.is_empty() {
+            self.end_siblings(&process.container_id);
         }
     }
 

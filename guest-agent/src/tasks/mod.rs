@@ -1,8 +1,8 @@
 //! Containers and their processes: what containerd's Task service acts on.
 //!
-//! Nothing here waits except for the end of a process, and everything else runs in
-//! one step of the event loop. So requests do not see each other half done, and a
-//! request whose client goes away is done or not begun.
+//! Nothing here waits except for a process: for its end, and for its way to its command.
+//! Everything else runs in one step of the event loop. So requests do not see each other
+//! half done, and a request whose client goes away is done or not begun.
 
 mod create;
 mod delete;
@@ -69,6 +69,8 @@ struct Exec {
     stdio: Stdio,
     size: Option<TerminalSize>,
     ending: Ending,
+    /// On its way to its command.
+    starting: bool,
     process: Option<Arc<Process>>,
 }
 
@@ -79,6 +81,8 @@ struct Task {
     stdio: Stdio,
     init: Arc<Process>,
     execs: HashMap<String, Exec>,
+    /// Its first process is on its way to its command.
+    starting: bool,
     started: bool,
     paused: bool,
     /// Its processes end with its first one.
@@ -110,6 +114,12 @@ impl Task {
     fn exec(&self, exec_id: &str) -> Result<&Exec, TaskError> {
         self.execs
             .get(exec_id)
+            .ok_or_else(|| TaskError::NoProcess(self.init.container_id.clone(), exec_id.into()))
+    }
+
+    fn exec_mut(&mut self, exec_id: &str) -> Result<&mut Exec, TaskError> {
+        self.execs
+            .get_mut(exec_id)
             .ok_or_else(|| TaskError::NoProcess(self.init.container_id.clone(), exec_id.into()))
     }
 
@@ -288,9 +298,7 @@ impl Tasks {
                     source,
                 });
             }
-            if let Some(exec) = task.execs.get_mut(exec_id) {
-                exec.size = Some(size);
-            }
+            task.exec_mut(exec_id)?.size = Some(size);
             Ok(())
         })
     }

@@ -1,5 +1,7 @@
 //! Processes: added to a container, and started.
 
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use oci_spec::runtime::Process as ProcessSpec;
@@ -7,9 +9,10 @@ use protocol::ids;
 use runtime::TerminalSize;
 
 use super::error::engine;
-use super::{Exec, Status, Task, TaskError, Tasks};
+use super::{Exec, Status, TaskError, Tasks};
 use crate::process::{Ending, Exit, Process};
 use crate::stdio::{self, Stdio};
+use crate::sys;
 
 /// Status of a process that was never started because its start failed.
 const FAILED_START: u32 = 255;
@@ -46,6 +49,7 @@ impl Tasks {
                 spec,
                 stdio,
                 ending: Ending::default(),
+                starting: false,
                 process: None,
             };
             task.execs.insert(exec_id.into(), exec);
@@ -53,53 +57,134 @@ impl Tasks {
         })
     }
 
-    /// Starts a process; answers with its id.
-    pub fn start(&self, id: &str, exec_id: &str) -> Result<u32, TaskError> {
-        self.with(id, |task| {
+    /// Starts a process; answers with its id when it has become its command. Until then
+    /// others are served: it is subject to its container's limits and signals, and may
+    /// not get there for a long time.
+    pub async fn start(self: &Arc<Self>, id: &str, exec_id: &str) -> Result<u32, TaskError> {
+        let (tasks, id, exec_id) = (Arc::clone(self), id.to_owned(), exec_id.to_owned());
+        // A task of its own: once begun it is done, even if whoever asked has gone.
+        let started = tokio::spawn(async move {
             if exec_id.is_empty() {
-                if task.status() != Status::Created {
-                    return Err(TaskError::NotNow(format!(
-                        "container {id} was started already"
-                    )));
-                }
-                task.container.start().map_err(engine)?;
-                task.started = true;
-                return Ok(task.init.pid);
+                tasks.start_first(&id).await
+            } else {
+                tasks.start_exec(&id, &exec_id).await
             }
-            let exec = task.exec(exec_id)?;
-            if exec.process.is_some() || exec.ending.get().is_some() {
+        });
+        started.await.map_err(|error| TaskError::System {
+            what: "start a process",
+            source: io::Error::other(error),
+        })?
+    }
+
+    async fn start_first(&self, id: &str) -> Result<u32, TaskError> {
+        let (mut starting, init) = self.with(id, |task| {
+            if task.starting || task.status() != Status::Created {
+                return Err(TaskError::NotNow(format!(
+                    "container {id} was started already"
+                )));
+            }
+            let starting = task.container.begin_start().map_err(engine)?;
+            task.starting = true;
+            Ok((starting, Arc::clone(&task.init)))
+        })?;
+        let watched = starting.as_fd().try_clone_to_owned();
+        let started = follow(watched, || starting.advance().map_err(engine)).await;
+        self.with(id, |task| {
+            if !Arc::ptr_eq(&task.init, &init) {
+                return Err(TaskError::NoContainer(id.into()));
+            }
+            task.starting = false;
+            started?;
+            task.started = true;
+            Ok(task.init.pid)
+        })
+    }
+
+    async fn start_exec(&self, id: &str, exec_id: &str) -> Result<u32, TaskError> {
+        let ending = self.with(id, |task| {
+            let exec = task.exec_mut(exec_id)?;
+            if exec.starting || exec.process.is_some() || exec.ending.get().is_some() {
                 return Err(TaskError::NotNow(format!(
                     "process {exec_id} of container {id} was started already"
                 )));
             }
-            match self.start_exec(task, exec_id) {
-                Ok(process) => {
-                    let pid = process.pid;
-                    if let Some(exec) = task.execs.get_mut(exec_id) {
-                        exec.process = Some(process);
-                    }
-                    Ok(pid)
-                }
-                Err(error) => {
-                    // Whoever waits for it must not wait for ever.
-                    task.ending(exec_id)?.set(Exit::now(FAILED_START));
-                    Err(error)
-                }
-            }
-        })
+            exec.starting = true;
+            Ok(exec.ending.clone())
+        })?;
+        let started = self.launch_exec(id, exec_id, &ending).await;
+        if started.is_err() {
+            // Whoever waits for it must not wait for ever.
+            ending.set(Exit::now(FAILED_START));
+        }
+        // The container may be gone by now.
+        let _ = self.with(id, |task| {
+            task.exec_mut(exec_id)?.starting = false;
+            Ok(())
+        });
+        let (process, exit) = started?;
+        if let Some(exit) = exit {
+            self.ended(&process, exit);
+        }
+        Ok(process.pid)
     }
 
-    fn start_exec(&self, task: &Task, exec_id: &str) -> Result<Arc<Process>, TaskError> {
-        let exec = task.exec(exec_id)?;
-        let (prepared, io) = stdio::prepare(&self.streams, &exec.stdio, exec.size)?;
-        let launched = task.container.exec(&exec.spec, io).map_err(engine)?;
-        let attached = prepared.attach(launched.terminal)?;
-        let id = &task.init.container_id;
-        let ending = exec.ending.clone();
-        let process = Process::new(id, exec_id, launched.pid, launched.pidfd, ending, attached);
-        let process = Arc::new(process);
-        self.reaper.register(Arc::clone(&process));
-        Ok(process)
+    /// Answers with the process and, if it has ended already, how.
+    async fn launch_exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        ending: &Ending,
+    ) -> Result<(Arc<Process>, Option<Exit>), TaskError> {
+        let (prepared, size, mut launching) = self.with(id, |task| {
+            let exec = task.exec(exec_id)?;
+            let (prepared, io) = stdio::prepare(&self.streams, &exec.stdio, exec.size)?;
+            let launching = task.container.begin_exec(&exec.spec, io).map_err(engine)?;
+            self.reaper.expect(launching.pid());
+            Ok((prepared, exec.size, launching))
+        })?;
+        let pid = launching.pid();
+        let watched = launching.as_fd().try_clone_to_owned();
+        let launched = follow(watched, || launching.advance().map_err(engine)).await;
+        let made = launched.and_then(|launched| {
+            let attached = prepared.attach(launched.terminal)?;
+            let ending = ending.clone();
+            let process = Process::new(id, exec_id, pid, launched.pidfd, ending, attached);
+            Ok(Arc::new(process))
+        });
+        let process = made.inspect_err(|_| self.reaper.give_up(pid))?;
+        // When the container is gone, its process is about to be.
+        let resized = self.with(id, |task| {
+            let exec = task.exec_mut(exec_id)?;
+            exec.process = Some(Arc::clone(&process));
+            Ok(exec.size.filter(|now| Some(*now) != size))
+        });
+        if let Ok(Some(size)) = resized
+            && let Err(error) = process.resize(size)
+        {
+            log::debug!("process {exec_id} of container {id}: cannot be resized: {error}");
+        }
+        let exit = self.reaper.register_expected(&process);
+        Ok((process, exit))
+    }
+}
+
+/// Follows a process that has been made to its command: `advance` goes as far as it has
+/// come, and `watched` tells when to look again.
+async fn follow<T>(
+    watched: io::Result<OwnedFd>,
+    mut advance: impl FnMut() -> Result<Option<T>, TaskError>,
+) -> Result<T, TaskError> {
+    let system = |source| TaskError::System {
+        what: "watch a new process",
+        source,
+    };
+    let watched = watched.and_then(sys::watch).map_err(system)?;
+    loop {
+        let mut ready = watched.readable().await.map_err(system)?;
+        if let Some(done) = advance()? {
+            return Ok(done);
+        }
+        ready.clear_ready();
     }
 }
 

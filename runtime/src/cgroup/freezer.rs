@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Cgroup, CgroupError};
 
 /// A process in an uninterruptible wait freezes when that ends; past this the caller is told.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Cgroup {
     /// Freezes or thaws all processes, and returns when they are.

@@ -74,8 +74,9 @@ pub enum CgroupError {
     },
 }
 
-/// How long processes that have been killed may take to leave the cgroup.
-const LEAVING: Duration = Duration::from_secs(10);
+/// How long processes that have been killed may take to leave the cgroup: one that the kernel holds
+/// in a call may take any time, and the caller can try again.
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// The cgroup of a container.
 #[derive(Debug)]

@@ -44,6 +44,9 @@ impl Child {
         match reap(pidfd.as_fd()) {
             Ok(Some(status)) => describe(&status),
             Ok(None) => "it is still there".to_owned(),
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+                "somebody else has collected it".to_owned()
+            }
             Err(error) => error.to_string(),
         }
     }
@@ -249,14 +252,88 @@ pub(crate) struct Place<'a> {
     pub cgroup: &'a Cgroup,
 }
 
-/// Adds a process to a container and returns when it has become its command.
+/// A process on its way to its command. Dropping it ends the process.
+#[derive(Debug)]
+pub struct Launching {
+    channel: Channel,
+    /// `None` when the process was handed out.
+    child: Option<Child>,
+    terminal: Option<OwnedFd>,
+    executing: bool,
+}
+
+/// Readable when [`Launching::advance`] has something to do.
+impl AsFd for Launching {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+}
+
+impl Launching {
+    /// The process's id, as the caller sees it.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, |child| child.pid)
+    }
+
+    /// Follows the process as far as it has come, without waiting for it. `None`: it is not there
+    /// yet. The process is subject to its container's limits and signals, so that may take any
+    /// time.
+    ///
+    /// # Errors
+    /// [`ExecError`]; nothing is left behind then.
+    pub fn advance(&mut self) -> Result<Option<Launched>, ExecError> {
+        let system = |what| move |source| ExecError::System { what, source };
+        loop {
+            let received = match self.channel.receive_now() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                other => other.map_err(system("talk to the new process"))?,
+            };
+            match received {
+                Some((Message::Terminal, fd)) => self.terminal = fd,
+                Some((Message::Executing, _)) => self.executing = true,
+                Some((Message::Failed(failure), _)) => return Err(failure.into()),
+                Some((message, _)) => return Err(ExecError::Died(format!("it sent {message:?}"))),
+                None => {
+                    let mut child = self
+                        .child
+                        .take()
+                        .ok_or_else(gone)
+                        .map_err(system("follow the new process"))?;
+                    if !self.executing {
+                        return Err(ExecError::Died(child.end()));
+                    }
+                    let launched = child.release(self.terminal.take()).ok_or_else(gone);
+                    return launched.map(Some).map_err(system("keep the new process"));
+                }
+            }
+        }
+    }
+
+    /// Follows the process until it has become its command.
+    ///
+    /// # Errors
+    /// As [`Self::advance`].
+    pub fn finish(mut self) -> Result<Launched, ExecError> {
+        loop {
+            if let Some(launched) = self.advance()? {
+                return Ok(launched);
+            }
+            self.channel.wait().map_err(|source| ExecError::System {
+                what: "wait for the new process",
+                source,
+            })?;
+        }
+    }
+}
+
+/// Adds a process to a container.
 pub(crate) fn exec(
     process: &ProcessPlan,
     filter: Option<Filter>,
     place: &Place<'_>,
     io: Io,
     other_cgroup: impl FnOnce() -> Option<Cgroup>,
-) -> Result<Launched, ExecError> {
+) -> Result<Launching, ExecError> {
     let system = |what| move |source| ExecError::System { what, source };
     let attempt = |cgroup: &Cgroup| -> Result<(Channel, Child), ExecError> {
         let (channel, theirs) = Channel::pair().map_err(system("make a socket"))?;
@@ -293,27 +370,11 @@ pub(crate) fn exec(
         }
         other => other,
     };
-    let (channel, mut child) = made?;
-    drop(io);
-
-    let mut terminal = None;
-    let mut executing = false;
-    loop {
-        let received = channel
-            .receive()
-            .map_err(system("talk to the new process"))?;
-        match received {
-            Some((Message::Terminal, fd)) => terminal = fd,
-            Some((Message::Executing, _)) => executing = true,
-            Some((Message::Failed(failure), _)) => return Err(failure.into()),
-            Some((message, _)) => return Err(ExecError::Died(format!("it sent {message:?}"))),
-            None if executing => {
-                return child
-                    .release(terminal)
-                    .ok_or_else(gone)
-                    .map_err(system("keep the new process"));
-            }
-            None => return Err(ExecError::Died(child.end())),
-        }
-    }
+    let (channel, child) = made?;
+    Ok(Launching {
+        channel,
+        child: Some(child),
+        terminal: None,
+        executing: false,
+    })
 }

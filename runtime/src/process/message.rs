@@ -16,6 +16,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -126,8 +127,24 @@ impl Channel {
         Ok(())
     }
 
-    /// The next message and its descriptor; `None` when the other side has closed.
+    /// Waits for the next message and its descriptor; `None` when the other side has closed.
     pub(crate) fn receive(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
+        self.receive_with(RecvFlags::empty())
+    }
+
+    /// As [`Self::receive`], but when none has come the error is [`io::ErrorKind::WouldBlock`].
+    pub(crate) fn receive_now(&self) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
+        self.receive_with(RecvFlags::DONTWAIT)
+    }
+
+    /// Returns when there is a message, or the end.
+    pub(crate) fn wait(&self) -> io::Result<()> {
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+        Ok(())
+    }
+
+    fn receive_with(&self, flags: RecvFlags) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
         let mut bytes = vec![0u8; LONGEST + 1024];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -136,7 +153,7 @@ impl Channel {
                 &self.0,
                 &mut [IoSliceMut::new(&mut bytes)],
                 &mut control,
-                RecvFlags::CMSG_CLOEXEC,
+                flags | RecvFlags::CMSG_CLOEXEC,
             )
         });
         let received = match received {

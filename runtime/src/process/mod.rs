@@ -9,6 +9,7 @@ mod join;
 mod launch;
 pub(crate) mod message;
 
+pub use launch::Launching;
 pub(crate) use launch::{Place, create, exec};
 
 use std::io;
