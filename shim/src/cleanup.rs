@@ -54,7 +54,7 @@ mod tests {
         let pid = vmm.id() as i32;
         let record = Record {
             vmm_pid: pid,
-            vmm_started: record::start_time(pid).unwrap(),
+            vmm_started: record::start_time(pid).unwrap().unwrap(),
             cgroup: root.path().join("no-such-cgroup"),
             ..Record::new("n", "abc")
         };

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -76,6 +77,8 @@ fn open(path: &Path) -> io::Result<File> {
         .create(true)
         .truncate(false)
         .write(true)
+        // Whoever can open it could hold a lock that ours wait for.
+        .mode(0o600)
         .open(path)
 }
 
@@ -92,6 +95,16 @@ fn range(at: u64) -> libc::flock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_its_owner_can_open_a_lock() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        drop(ByteLock::acquire(&path, 0).unwrap());
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
 
     #[test]
     fn a_byte_has_one_holder() {

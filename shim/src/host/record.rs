@@ -245,15 +245,26 @@ pub fn remove(state_dir: &Path) -> io::Result<()> {
 }
 
 /// When a process was started, in ticks since boot; `None` if it is gone.
-pub fn start_time(pid: i32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn start_time(pid: i32) -> io::Result<Option<u64>> {
+    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        // The process may end while the file is open.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
     // The name, in parentheses, may hold anything; fields are counted after it.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    match fields.next()? {
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let mut fields = fields.split_ascii_whitespace();
+    if matches!(fields.next(), Some("Z" | "X")) {
         // Dead, and its parent has not looked yet.
-        "Z" | "X" => None,
-        _ => fields.nth(18)?.parse().ok(),
+        return Ok(None);
     }
+    let started = fields.nth(18).and_then(|field| field.parse().ok());
+    started.map(Some).ok_or(io::ErrorKind::InvalidData.into())
 }
 
 /// The kernel's name for this boot; empty if it gives none.
@@ -270,7 +281,7 @@ impl Record {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             shim_pid: pid,
-            shim_started: start_time(pid).unwrap_or_default(),
+            shim_started: start_time(pid).ok().flatten().unwrap_or_default(),
             created: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |now| now.as_secs()),
@@ -302,9 +313,10 @@ impl Record {
     }
 }
 
-/// Whether `pid` is the process that was given it at `started`.
+/// Whether `pid` is the process that was given it at `started`. When that cannot be told,
+/// it is: a sandbox is not taken apart on a guess.
 fn is_process(pid: i32, started: u64) -> bool {
-    pid > 0 && start_time(pid) == Some(started)
+    pid > 0 && start_time(pid).map_or(true, |found| found == Some(started))
 }
 
 #[cfg(test)]
@@ -360,7 +372,7 @@ mod tests {
     fn only_the_recorded_process_is_killed() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = child.id() as i32;
-        let started = start_time(pid).unwrap();
+        let started = start_time(pid).unwrap().unwrap();
         let record = |vmm_started| Record {
             vmm_pid: pid,
             vmm_started,
@@ -375,7 +387,7 @@ mod tests {
         assert!(child.try_wait().unwrap().is_none());
         record(started).kill_vmm();
         assert!(!child.wait().unwrap().success());
-        assert_eq!(start_time(pid), None);
+        assert_eq!(start_time(pid).unwrap(), None);
     }
 
     #[test]

@@ -50,16 +50,16 @@ pub fn of_sandbox(state_dir: &Path) -> (u32, Vec<String>) {
         }
     };
     let pid = record.as_ref().map_or(0, |record| record.vmm_pid);
-    if let Some(record) = record {
-        undo(&record, &mut errors);
-    }
-    if let Err(error) = record::remove(state_dir) {
+    // Without its record a cgroup that cannot be removed yet would never be found again.
+    let undone = record.is_none_or(|record| undo(&record, &mut errors));
+    if undone && let Err(error) = record::remove(state_dir) {
         errors.push(format!("{}: {error}", state_dir.display()));
     }
     (u32::try_from(pid).unwrap_or_default(), errors)
 }
 
-fn undo(record: &Record, errors: &mut Vec<String>) {
+/// Returns whether the cgroup is gone.
+fn undo(record: &Record, errors: &mut Vec<String>) -> bool {
     // A record of an earlier boot names a cgroup that may be another's by now.
     let cgroup = Some(&record.cgroup)
         .filter(|path| path.starts_with(cgroup::ROOT) && *path != Path::new(cgroup::ROOT))
@@ -71,17 +71,16 @@ fn undo(record: &Record, errors: &mut Vec<String>) {
         errors.push(chain(&error));
     }
     record.kill_vmm();
-    if let Some(cgroup) = &cgroup
-        && let Err(error) = cgroup.remove()
-    {
-        errors.push(chain(&error));
-    }
+    let removed = cgroup.map_or(Ok(()), |cgroup| cgroup.remove());
+    let gone = removed.is_ok();
+    errors.extend(removed.err().map(|error| chain(&error)));
     if let (Some(netns), Some((interface, handle)), true) =
         (&record.netns, record.filter, record.of_this_boot())
         && let Err(error) = network::sweep(netns, Remains { interface, handle })
     {
         errors.push(chain(&error));
     }
+    gone
 }
 
 /// Looks through the node unless that was done a moment ago or is being done; logs what
@@ -168,7 +167,13 @@ fn is_ownerless(state_dir: &Path) -> bool {
         Ok(Some(record)) => !record.shim_lives(),
         // It has its record for as long as it has its name; whatever this is, it is not
         // of a sandbox that lives. Or it is being removed right now, which is as good.
-        Ok(None) | Err(_) => true,
+        Ok(None) => true,
+        // No record of ours, or a torn one. One that could not be read says nothing about
+        // its sandbox.
+        Err(error) => matches!(
+            error.kind(),
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+        ),
     }
 }
 
@@ -215,7 +220,7 @@ mod tests {
     fn gone() -> (i32, u64) {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = child.id() as i32;
-        let started = record::start_time(pid).unwrap();
+        let started = record::start_time(pid).unwrap().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         (pid, started)
@@ -250,7 +255,7 @@ mod tests {
         let pid = vmm.id() as i32;
         let hanging = node.sandbox(&Record {
             vmm_pid: pid,
-            vmm_started: record::start_time(pid).unwrap(),
+            vmm_started: record::start_time(pid).unwrap().unwrap(),
             ..orphan("hanging")
         });
         // The reboot's: the processes of these numbers are not theirs.

@@ -99,7 +99,13 @@ impl Vm {
             }
             // Until the move back is through, the shim is in the way.
             if let Err(error) = vm.cgroup.remove() {
-                tracing::warn!(sandbox = id, error = chain(&error), "removing the cgroup");
+                // With its record, so that it is found again.
+                tracing::error!(
+                    sandbox = id,
+                    error = chain(&error),
+                    "the pod's cgroup stays until `joeyctl reconcile` can remove it"
+                );
+                return;
             }
             remove_state(&state);
         });

@@ -75,7 +75,10 @@ impl Vm {
             };
 
         record.vmm_pid = i32::try_from(process.vmm.pid()).unwrap_or_default();
-        record.vmm_started = record::start_time(record.vmm_pid).unwrap_or_default();
+        record.vmm_started = record::start_time(record.vmm_pid)
+            .ok()
+            .flatten()
+            .unwrap_or_default();
         record.filter = attachment
             .as_ref()
             .and_then(Attachment::remains)
