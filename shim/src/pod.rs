@@ -21,10 +21,14 @@ const SANDBOX_NAME: &str = "io.kubernetes.cri.sandbox-name";
 const SANDBOX_NAMESPACE: &str = "io.kubernetes.cri.sandbox-namespace";
 const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
 const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
 /// The kernel's default, for a quota without one.
 const DEFAULT_PERIOD: u64 = 100_000;
+
+/// Shares that are one CPU.
+const SHARES: u64 = 1024;
 
 /// Most that is read of a resolv.conf, in bytes.
 const MAX_RESOLV_CONF: usize = 64 << 10;
@@ -124,6 +128,8 @@ struct Limits {
     memory: Option<i64>,
     cpu_quota: Option<i64>,
     cpu_period: Option<u64>,
+    /// What is requested, in 1024ths of a CPU.
+    cpu_shares: Option<i64>,
 }
 
 /// How large the pod's VM is.
@@ -137,7 +143,9 @@ pub struct Size {
 
 impl Size {
     /// By the pod's limits: those that containerd was told for the sandbox, or
-    /// those of the one container. Without limits: the configuration's defaults.
+    /// those of the one container. Without limits: the configuration's defaults. It has
+    /// no fewer CPUs than are requested: containers without a limit do not count in
+    /// the pod's.
     /// A limit is no request, so one that is above what the host has is lawful, and
     /// gets what there is.
     pub fn of(spec: &Spec, config: &Config) -> Self {
@@ -154,6 +162,7 @@ impl Size {
             cpu_period: number(CPU_PERIOD)
                 .and_then(|period| u64::try_from(period).ok())
                 .or_else(|| cpu?.period()),
+            cpu_shares: number(CPU_SHARES).or_else(|| i64::try_from(cpu?.shares()?).ok()),
         };
         Self::within(&limits, config)
     }
@@ -161,8 +170,10 @@ impl Size {
     fn within(limits: &Limits, config: &Config) -> Self {
         let limit_mib = positive(limits.memory).map_or(0, |bytes| bytes.div_ceil(1 << 20));
         let wanted_mib = u64::from(config.memory_mib) + limit_mib;
-        let wanted_vcpus =
-            cpus_of(limits.cpu_quota, limits.cpu_period).unwrap_or_else(|| u64::from(config.vcpus));
+        let requested = positive(limits.cpu_shares).map_or(0, |shares| shares.div_ceil(SHARES));
+        let wanted_vcpus = cpus_of(limits.cpu_quota, limits.cpu_period)
+            .unwrap_or_else(|| u64::from(config.vcpus))
+            .max(requested);
         let memory_mib = u64::from(config.guest_memory_mib()).min(wanted_mib) as u32;
         let vcpus = wanted_vcpus.clamp(1, u64::from(config.guest_vcpus())) as u8;
         if wanted_mib > u64::from(memory_mib) {
@@ -173,7 +184,7 @@ impl Size {
         }
         if wanted_vcpus > u64::from(vcpus) {
             tracing::warn!(
-                "the pod's limits make a VM of {wanted_vcpus} CPUs; it gets {vcpus}, the most \
+                "the pod's limits and requests make a VM of {wanted_vcpus} CPUs; it gets {vcpus}, the most \
                  that the host or max_vcpus allows"
             );
         }
@@ -374,6 +385,13 @@ mod tests {
             size(sandbox("9223372036854775807", "9223372036854775807", "1")),
             (65536, 32)
         );
+        let requested = |quota: &str, shares: &str| {
+            size(json!({CONTAINER_TYPE: "sandbox", CPU_QUOTA: quota, CPU_SHARES: shares})).1
+        };
+        assert_eq!(requested("0", "4096"), 4);
+        assert_eq!(requested("0", "2"), 1);
+        assert_eq!(requested("50000", "2049"), 3);
+        assert_eq!(requested("500000", "1024"), 5);
         // A sandbox without limits is not as large as its pause container.
         assert_eq!(size(json!({CONTAINER_TYPE: "sandbox"})), (256, 1));
     }

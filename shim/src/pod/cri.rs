@@ -63,6 +63,7 @@ pub fn pod(
         memory: Some(resources.memory_limit_in_bytes),
         cpu_quota: Some(resources.cpu_quota),
         cpu_period: u64::try_from(resources.cpu_period).ok(),
+        cpu_shares: Some(resources.cpu_shares),
     };
     let mut sysctls = linux.sysctls;
     for (name, value) in DEFAULT_SYSCTLS {
