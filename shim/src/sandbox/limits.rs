@@ -18,7 +18,7 @@ impl Sandbox {
         }
     }
 
-    /// Gives the VMM the standing on the host that its containers would have there.
+    /// Gives the VMM, and virtiofsd, the standing on the host that its containers would have there.
     /// Called when there is another container, one less, or another limit.
     pub(super) fn settle(&self) {
         let all: Vec<_> = self
@@ -32,6 +32,7 @@ impl Sandbox {
             && standing.oom_score != Some(score)
         {
             self.vm.set_oom_score(score);
+            self.volumes.set_oom_score(score);
             standing.oom_score = Some(score);
         }
         if standing.cpus == wanted.cpus {

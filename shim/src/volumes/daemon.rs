@@ -6,13 +6,15 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
@@ -52,6 +54,9 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::SYS_CHROOT)
     .union(CapabilitySet::SYS_RESOURCE);
 
+/// How long it may take to be ready. A node under load is slow.
+const READY_TIME: Duration = Duration::from_secs(20);
+
 /// Most lines of its messages that are logged, and bytes of one: a guest can cause them.
 const MAX_LINES: usize = 100;
 const MAX_LINE: u64 = 512;
@@ -70,6 +75,14 @@ pub enum DaemonError {
         /// The step.
         what: &'static str,
         /// The kernel's answer.
+        source: io::Error,
+    },
+    /// It does not answer.
+    #[error("virtiofsd did not get ready: {ended}")]
+    Silent {
+        /// How it ended.
+        ended: String,
+        /// What became of the question.
         source: io::Error,
     },
     /// The tree that it shares cannot be made.
@@ -98,7 +111,9 @@ pub fn find(configured: Option<&Path>) -> Result<PathBuf, DaemonError> {
 pub(super) struct Daemon {
     pid: i32,
     pidfd: OwnedFd,
-    thread: Option<JoinHandle<()>>,
+    /// Returns why it ended.
+    thread: Option<JoinHandle<String>>,
+    serves: Arc<AtomicBool>,
 }
 
 impl Daemon {
@@ -106,19 +121,40 @@ impl Daemon {
     pub(super) fn root(&self) -> PathBuf {
         format!("/proc/{}/root", self.pid).into()
     }
-}
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // One that has ended already is fine.
-        let _ = vmm::sys::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    /// The guest uses it: from now on its end is a loss.
+    pub(super) fn serve(&self) {
+        self.serves.store(true, Ordering::Release);
+    }
+
+    /// Says how willingly the host's kernel kills it when it is out of memory.
+    pub(super) fn set_oom_score(&self, score: i32) {
+        // Its pid is its own: it is reaped when its thread sees its end.
+        let running = self.thread.as_ref().is_some_and(|it| !it.is_finished());
+        if running && let Err(error) = oom_score::set(self.pid.unsigned_abs(), score) {
+            tracing::debug!(%error, "cannot set virtiofsd's OOM score");
         }
     }
 }
 
-/// Starts it, for the connection that is returned. When it ends, `lost` says why.
+impl Daemon {
+    /// Why it ended: by itself, or by this.
+    fn kill(&mut self) -> String {
+        // One that has ended already is fine.
+        let _ = vmm::sys::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        let ended = self.thread.take().map(JoinHandle::join);
+        ended.and_then(Result::ok).unwrap_or_default()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Starts it, for the connection that is returned. When it ends while it serves, `lost`
+/// says why.
 pub(super) fn start(
     program: &Path,
     state_dir: &Path,
@@ -136,6 +172,8 @@ pub(super) fn start(
     // What the thread becomes is for the process that it starts, and it is not used
     // for anything else.
     let (program_, directory) = (program.to_owned(), state_dir.to_owned());
+    let serves = Arc::new(AtomicBool::new(false));
+    let served = serves.clone();
     let thread = std::thread::Builder::new()
         .name("virtiofsd".into())
         .spawn(move || {
@@ -145,10 +183,15 @@ pub(super) fn start(
                 Ok((tree, child, messages)) => {
                     let pidfd = child.pidfd.try_clone();
                     let _ = sender.send(Ok((tree, child.pid, pidfd)));
-                    lost.send_replace(Some(watch_end(&child, messages)));
+                    let ended = watch_end(&child, messages);
+                    if served.load(Ordering::Acquire) {
+                        lost.send_replace(Some(ended.clone()));
+                    }
+                    ended
                 }
                 Err(error) => {
                     let _ = sender.send(Err(error));
+                    String::new()
                 }
             }
         })
@@ -156,17 +199,41 @@ pub(super) fn start(
     let (tree, pid, pidfd) = receiver
         .recv()
         .unwrap_or_else(|_| Err(failed("start a thread", io::ErrorKind::Other.into())))?;
-    // It inherits our own score, which protects it from the kernel's killer: what a
-    // guest makes it use shall not be protected.
-    if let Err(error) = oom_score::set(pid.unsigned_abs(), 0) {
-        tracing::debug!(%error, "cannot set virtiofsd's OOM score");
-    }
-    let daemon = Daemon {
+    let mut daemon = Daemon {
         pid,
         pidfd: pidfd.map_err(|error| failed("keep a handle on it", error))?,
         thread: Some(thread),
+        serves,
     };
-    Ok((tree, daemon, socket))
+    match wait_ready(&socket) {
+        Ok(()) => Ok((tree, daemon, socket)),
+        Err(source) => Err(DaemonError::Silent {
+            ended: daemon.kill(),
+            source,
+        }),
+    }
+}
+
+/// Asks it for its features (the vhost-user protocol's GET_FEATURES, which changes
+/// nothing): it answers when it is in its root and has given up what it does not need.
+fn wait_ready(mut socket: &UnixStream) -> io::Result<()> {
+    const GET_FEATURES: u32 = 1;
+    const VERSION: u32 = 1;
+    const REPLY: u32 = 1 << 2;
+    let message = |words: [u32; 3]| words.map(u32::to_ne_bytes).concat();
+
+    socket.set_read_timeout(Some(READY_TIME))?;
+    socket.write_all(&message([GET_FEATURES, VERSION, 0]))?;
+    let mut answer = [0; 20];
+    socket.read_exact(&mut answer)?;
+    socket.set_read_timeout(None)?;
+    if answer[..12] != message([GET_FEATURES, VERSION | REPLY, 8]) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("its answer is {answer:?}"),
+        ));
+    }
+    Ok(())
 }
 
 /// A listening socket with no name any more, and the one connection to it.

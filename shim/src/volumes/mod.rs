@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
@@ -151,6 +152,7 @@ pub struct Volumes {
     daemon: StdMutex<Option<Daemon>>,
     /// Why virtiofsd ended, when it has.
     lost: watch::Sender<Option<String>>,
+    oom_score: AtomicI32,
 }
 
 impl Volumes {
@@ -162,6 +164,7 @@ impl Volumes {
             state: Mutex::default(),
             daemon: StdMutex::default(),
             lost: watch::Sender::new(None),
+            oom_score: AtomicI32::new(0),
         }
     }
 
@@ -275,21 +278,38 @@ impl Volumes {
         .await
         .map_err(Error::failed)??;
         let root = daemon.root();
-        // Owned from here on: whatever fails, it ends with the sandbox.
-        *self.daemon() = Some(daemon);
-        let device = match vm.attach_fs(socket).await {
+        let tree = Arc::new(tree);
+        {
+            // Owned from here on: whatever fails, it ends with the sandbox.
+            let mut ours = self.daemon();
+            // It inherits the shim's score, which protects it from the kernel's killer:
+            // what a guest makes it use shall not be protected.
+            daemon.set_oom_score(self.oom_score.load(Ordering::Relaxed));
+            *ours = Some(daemon);
+        }
+        // The guest reaches it only when nothing of the host is left around it.
+        let sealed = tree.clone();
+        let sealed = spawn_blocking(move || sealed.seal(&root))
+            .await
+            .map_err(Error::failed)
+            .and_then(|sealed| sealed.map_err(Error::failed));
+        let attached = match sealed {
+            Ok(()) => vm
+                .attach_fs(socket)
+                .await
+                .map_err(|error| error.context("cannot connect the VM to virtiofsd")),
+            Err(error) => Err(error),
+        };
+        let device = match attached {
             Ok(device) => device,
             Err(error) => {
                 self.end().await;
-                return Err(error.context("cannot connect the VM to virtiofsd"));
+                return Err(error);
             }
         };
-        let tree = Arc::new(tree);
-        let sealed = tree.clone();
-        spawn_blocking(move || sealed.seal(&root))
-            .await
-            .map_err(Error::failed)?
-            .map_err(Error::failed)?;
+        if let Some(daemon) = self.daemon().as_ref() {
+            daemon.serve();
+        }
         Ok(Shared { tree, device })
     }
 
@@ -324,12 +344,25 @@ impl Volumes {
         if let Err(error) = hidden.await {
             tracing::error!(%error, "taking shares away");
         }
-        let request = DropSharesRequest {
-            shares: gone,
-            ..Default::default()
-        };
-        if let Err(error) = guest.guest.drop_shares(guest::bounded(), &request).await {
-            tracing::warn!(container, %error, "the guest may hold a volume for longer");
+        // Nothing waits for the answer: the host's side is gone already.
+        let (guest, container) = (guest.clone(), container.to_owned());
+        tokio::spawn(async move {
+            let request = DropSharesRequest {
+                shares: gone,
+                ..Default::default()
+            };
+            let dropped = guest.guest.drop_shares(guest::question(), &request);
+            if let Err(error) = dropped.await {
+                tracing::warn!(container, %error, "the guest may hold a volume for longer");
+            }
+        });
+    }
+
+    /// Says how willingly the host's kernel kills virtiofsd, now and when it is started.
+    pub fn set_oom_score(&self, score: i32) {
+        self.oom_score.store(score, Ordering::Relaxed);
+        if let Some(daemon) = self.daemon().as_ref() {
+            daemon.set_oom_score(score);
         }
     }
 
