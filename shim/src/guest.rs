@@ -1,6 +1,8 @@
 //! The agent, as seen from the host: connections into the guest's vsock, and the
 //! calls on the one that carries ttrpc.
 
+mod answers;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use self::answers::Answers;
 use crate::error::Error;
 
 /// How long a connection into the guest may take.
@@ -24,7 +27,7 @@ const CONNECT_TIME: Duration = Duration::from_secs(20);
 const CALL_TIME: Duration = Duration::from_secs(300);
 
 /// How long the agent may take over a question.
-const QUESTION_TIME: Duration = Duration::from_secs(10);
+pub const QUESTION_TIME: Duration = Duration::from_secs(10);
 /// Largest payload of a call: a message has 4 MiB at most, its envelope included.
 const MAX_PAYLOAD: usize = (4 << 20) - (64 << 10);
 
@@ -145,7 +148,7 @@ impl Guest {
     /// When it does not answer.
     pub async fn connect(vsock: Vsock) -> Result<Self, GuestError> {
         let stream = vsock.connect(ports::RPC).await?;
-        let client = Client::new(Socket::new(stream));
+        let client = Client::new(Socket::new(Answers::new(stream)));
         Ok(Self {
             task: TaskClient::new(client.clone()),
             guest: GuestClient::new(client),

@@ -8,6 +8,8 @@ use containerd_shim_protos::cgroups_v2::metrics::{CPUStat, MemoryStat, Metrics, 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 
+use crate::printable::printable;
+
 /// Name under which containerd knows the message.
 pub const TYPE_URL: &str = "io.containerd.cgroups.v2.Metrics";
 
@@ -64,6 +66,42 @@ pub fn stats(cgroup: &Path) -> Result<Any, containerd_shim_protos::protobuf::Err
     })
 }
 
+/// Largest statistics of a container, in bytes: some twenty numbers, and a few for each
+/// disk.
+const MAX_BYTES: usize = 16 << 10;
+
+/// Statistics that are not passed on.
+#[derive(Debug, thiserror::Error)]
+pub enum StatsError {
+    /// containerd would take them for something else.
+    #[error("they are of type {0:?}")]
+    Type(String),
+    /// They would cost containerd much memory.
+    #[error("they have {0} bytes")]
+    Size(usize),
+    /// containerd could not read them, and would refuse all other containers' with them.
+    #[error("they cannot be read")]
+    Content(#[from] containerd_shim_protos::protobuf::Error),
+}
+
+/// A guest's statistics of a container, made anew from what they say.
+///
+/// # Errors
+/// When they are not what containerd expects.
+pub fn checked(theirs: &Any) -> Result<Any, StatsError> {
+    if theirs.type_url != TYPE_URL {
+        return Err(StatsError::Type(printable(theirs.type_url.as_bytes(), 64)));
+    }
+    if theirs.value.len() > MAX_BYTES {
+        return Err(StatsError::Size(theirs.value.len()));
+    }
+    Ok(Any {
+        type_url: TYPE_URL.to_owned(),
+        value: Metrics::parse_from_bytes(&theirs.value)?.write_to_bytes()?,
+        ..Default::default()
+    })
+}
+
 /// A file of one number; "max" is the largest.
 fn number(path: &Path) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_default();
@@ -86,6 +124,29 @@ fn fields(path: &Path) -> impl Fn(&str) -> u64 + use<> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guests_statistics_are_read_before_they_are_passed_on() {
+        let any = |type_url: &str, value: Vec<u8>| Any {
+            type_url: type_url.to_owned(),
+            value,
+            ..Default::default()
+        };
+        let mut metrics = Metrics::new();
+        metrics.pids.mut_or_insert_default().current = 7;
+        let good = any(TYPE_URL, metrics.write_to_bytes().unwrap());
+        assert_eq!(checked(&good).unwrap(), good);
+        assert!(matches!(
+            checked(&any("x", vec![])),
+            Err(StatsError::Type(_))
+        ));
+        let long = any(TYPE_URL, vec![0; MAX_BYTES + 1]);
+        assert!(matches!(checked(&long), Err(StatsError::Size(_))));
+        for garbage in [vec![0xff], vec![10, 200], vec![0; 9]] {
+            let garbage = any(TYPE_URL, garbage);
+            assert!(matches!(checked(&garbage), Err(StatsError::Content(_))));
+        }
+    }
 
     #[test]
     fn a_cgroups_files_are_read() {

@@ -1,6 +1,7 @@
 //! Making and removing containers.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteRequest, DeleteResponse};
@@ -77,6 +78,7 @@ impl Sandbox {
 
         let container = Arc::new(Container {
             given_back: Mutex::new(edited.wanted.given_back),
+            ending: AtomicBool::new(false),
             init: Arc::new(Process::new(
                 &request.id,
                 "",
@@ -241,7 +243,8 @@ impl Sandbox {
     }
 
     /// Has the agent remove a process. One that it does not know, or that went
-    /// with the VM, is removed.
+    /// with the VM, is removed. The end of an exec is no stop, so an agent that does not
+    /// answer to it is left alone: it removes it when it is there again.
     pub(super) async fn forward_delete(&self, id: &str, exec: &str) -> Result<()> {
         let request = DeleteRequest {
             id: id.to_owned(),
@@ -249,7 +252,12 @@ impl Sandbox {
             ..Default::default()
         };
         let call = self.guest.task.delete(guest::bounded(), &request);
-        match self.insist(call).await {
+        let outcome = if exec.is_empty() {
+            self.insist(call).await
+        } else {
+            self.suggest(call).await
+        };
+        match outcome {
             Outcome::Refused(ttrpc::Error::RpcStatus(status))
                 if status.code() == Code::NOT_FOUND =>
             {

@@ -83,6 +83,8 @@ pub struct Sandbox {
     requested: Mutex<Option<u32>>,
     /// Since when the agent has left a call of a stop unanswered.
     silent: Mutex<Option<Instant>>,
+    /// When the agent has left a question of containerd's unanswered.
+    unanswered: Mutex<Option<Instant>>,
     /// Becomes true when nothing of the pod is left on the host.
     ended: channel::Sender<bool>,
 }
@@ -94,6 +96,8 @@ pub struct Container {
     execs: Mutex<HashMap<String, Arc<Process>>>,
     /// Files of the host that get what the container leaves in its copies, by index.
     given_back: Mutex<HashMap<u32, std::fs::File>>,
+    /// Whether the agent has reported its end.
+    ending: AtomicBool,
     /// What it wants of the host.
     standing: Mutex<limits::Standing>,
     /// Held while it is made: whoever deletes it waits for that.

@@ -2,13 +2,15 @@
 //! leaves it unanswered is taken for hung, and killed.
 
 use std::future::Future;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use containerd_shim_protos::ttrpc;
 use tokio::time::sleep;
 
 use super::Sandbox;
+use crate::error::{Error, Result};
+use crate::guest;
 
 /// How long a guest may be silent before it is taken for hung. A guest on a node under
 /// load is slow; one that hangs keeps containerd waiting.
@@ -16,6 +18,9 @@ const HUNG_TIME: Duration = Duration::from_secs(10);
 
 /// How long a call may take at least, however long the guest has been silent.
 const LEAST_TIME: Duration = Duration::from_secs(1);
+
+/// How long a guest is not asked again that has left a question unanswered.
+const MUTE_TIME: Duration = Duration::from_secs(60);
 
 /// What became of a call.
 #[derive(Debug)]
@@ -64,6 +69,32 @@ impl Sandbox {
         self.call(call, LEAST_TIME).await
     }
 
+    /// A question that containerd asks one container after the other, of all pods: a
+    /// guest that has just left one unanswered is not waited for again at once.
+    ///
+    /// # Errors
+    /// When the agent refuses or does not answer.
+    pub(super) async fn question<T>(
+        &self,
+        call: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T> {
+        let mute = |since: Instant| since.elapsed() < MUTE_TIME;
+        if self.unanswered().is_some_and(mute) {
+            return Err(Error::Failed("the guest's agent does not answer".into()));
+        }
+        let asked = Instant::now();
+        let answer = call.await;
+        let silent = asked.elapsed() >= guest::QUESTION_TIME;
+        *self.unanswered() = (answer.is_err() && silent).then(Instant::now);
+        Ok(answer?)
+    }
+
+    fn unanswered(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.unanswered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn call<T>(
         &self,
         call: impl Future<Output = ttrpc::Result<T>>,
@@ -92,7 +123,9 @@ impl Sandbox {
             }
             // The connection broke, so the VM is about to end, or made to.
             Err(error) => {
-                self.vm.bury(&format!("the agent is gone: {error}")).await;
+                if !self.stopping() {
+                    self.vm.bury(&format!("the agent is gone: {error}")).await;
+                }
                 self.vm.kill();
                 self.wait_ended().await;
                 Outcome::Ended
@@ -103,6 +136,7 @@ impl Sandbox {
     /// The agent answers.
     fn heard(&self) {
         *self.silent.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.unanswered() = None;
     }
 
     pub(super) fn silent_since(&self) -> Option<Instant> {

@@ -26,6 +26,10 @@ use crate::task_state::{TaskState, TransitionError};
 
 const SIGKILL: u32 = Signal::SIGKILL as u32;
 
+/// Most processes of a container that a guest is believed to have: each costs containerd
+/// memory when it asks.
+const MAX_PIDS: usize = 1 << 16;
+
 impl Sandbox {
     /// A process by containerd's pair of ids: of the sandbox, of a container, or
     /// an exec.
@@ -364,7 +368,26 @@ impl Sandbox {
                 ..Default::default()
             });
         }
-        Ok(self.guest.task.pids(guest::question(), request).await?)
+        let call = self.guest.task.pids(guest::question(), request);
+        let answer = self.question(call).await?;
+        if answer.processes.len() > MAX_PIDS {
+            return Err(Error::Failed(format!(
+                "the agent reports {} processes",
+                answer.processes.len()
+            )));
+        }
+        // Their pids alone: `info` is for runtimes that know more.
+        Ok(PidsResponse {
+            processes: answer
+                .processes
+                .iter()
+                .map(|process| ProcessInfo {
+                    pid: process.pid,
+                    ..Default::default()
+                })
+                .collect(),
+            ..Default::default()
+        })
     }
 
     /// What a container uses of the guest, or the sandbox of the host.
@@ -380,15 +403,14 @@ impl Sandbox {
             });
         }
         self.container(&request.id)?;
-        let answer = self.guest.task.stats(guest::question(), request).await?;
-        // containerd decodes by this name, so the guest does not choose it.
-        if answer.stats.type_url != metrics::TYPE_URL {
-            return Err(Error::Failed(format!(
-                "the agent's statistics are of type {:?}",
-                answer.stats.type_url
-            )));
-        }
-        Ok(answer)
+        let call = self.guest.task.stats(guest::question(), request);
+        let answer = self.question(call).await?;
+        let stats = metrics::checked(&answer.stats)
+            .map_err(|error| Error::Failed(format!("the agent's statistics: {error}")))?;
+        Ok(StatsResponse {
+            stats: MessageField::some(stats),
+            ..Default::default()
+        })
     }
 }
 

@@ -138,6 +138,7 @@ impl Sandbox {
             forwarder: Mutex::new(forwarder),
             requested: Mutex::new(None),
             silent: Mutex::new(None),
+            unanswered: Mutex::new(None),
             ended: channel::Sender::new(false),
         });
         tokio::spawn(watch::vm(sandbox.clone(), events));

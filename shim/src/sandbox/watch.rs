@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -22,8 +23,9 @@ const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the VMM may take to say why its guest, and with it the agent, is gone.
 const CAUSE_TIME: Duration = Duration::from_millis(300);
 
-/// A guest that reports out-of-memory kills faster is not heard.
-const OOM_INTERVAL: Duration = Duration::from_secs(1);
+/// A guest that reports a container's out-of-memory kills faster is not heard: containerd
+/// writes each to its disk, and only the first changes anything.
+const OOM_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What is lost when the agent does not answer.
 const AGENT: &str = "the guest's agent";
@@ -38,7 +40,8 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 pub(super) async fn vm(sandbox: Arc<Sandbox>, mut events: Events) {
     while let Some(event) = events.recv().await {
         match event {
-            vmm::Event::Ready => tracing::warn!("the guest's agent reported ready again"),
+            // Of no consequence, and a guest may say it all day.
+            vmm::Event::Ready => tracing::debug!("the guest's agent reported ready again"),
             vmm::Event::FsLost { reason } => {
                 lost(&sandbox, "the VM's connection to virtiofsd", &reason).await;
             }
@@ -111,7 +114,11 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
                     publish_oom(&sandbox, &oom.container_id).await;
                 }
             }
-            _ => tracing::warn!("the agent reports something that this version does not know"),
+            // The agent is of our own build, so this is not its work.
+            _ => {
+                lost(&sandbox, AGENT, "it reports something unknown").await;
+                return;
+            }
         }
     }
 }
@@ -156,6 +163,10 @@ fn exited(sandbox: &Arc<Sandbox>, report: &messages::Exit) {
     };
     if !process.exec.is_empty() {
         process.finish(exit, &sandbox.publisher);
+        return;
+    }
+    // The guest may say it again; once is enough.
+    if container.ending.swap(true, Ordering::AcqRel) {
         return;
     }
     give_back(&container, &report.files);

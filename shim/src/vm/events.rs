@@ -7,18 +7,21 @@ use tokio::sync::mpsc;
 
 use crate::error::{Error, Result};
 
+/// How many events may wait to be taken: further ones wait in the socket.
+const WAITING: usize = 16;
+
 /// Longest event in bytes. The VMM is not trusted with more.
 const MAX_EVENT: u64 = 8 << 10;
 
 /// What the VMM says unasked. The channel closes when the VMM is gone.
-pub type Events = mpsc::UnboundedReceiver<vmm::Event>;
+pub type Events = mpsc::Receiver<vmm::Event>;
 
 /// Reads the VMM's events until it is gone.
 pub(super) fn watch(stream: UnixStream) -> Result<Events> {
     let failed = |error: std::io::Error| Error::Failed(format!("the VMM's event socket: {error}"));
     stream.set_nonblocking(true).map_err(failed)?;
     let stream = tokio::net::UnixStream::from_std(stream).map_err(failed)?;
-    let (sender, receiver) = mpsc::unbounded_channel();
+    let (sender, receiver) = mpsc::channel(WAITING);
     tokio::spawn(async move {
         let mut reader = BufReader::with_capacity(512, stream);
         let mut line = Vec::new();
@@ -33,7 +36,7 @@ pub(super) fn watch(stream: UnixStream) -> Result<Events> {
             }
             match serde_json::from_slice(&line) {
                 Ok(event) => {
-                    if sender.send(event).is_err() {
+                    if sender.send(event).await.is_err() {
                         return;
                     }
                 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::{LOG_TIME, Vm};
 use crate::error::Result;
@@ -12,13 +13,20 @@ use crate::printable::printable;
 /// Longest line of the kernel's log, in bytes: more than the VMM makes.
 const MAX_LINE: usize = 8 << 10;
 
+/// Longest reason, in bytes: it may be the agent's words.
+const MAX_REASON: usize = 4 << 10;
+
 impl Vm {
     /// The guest is lost for this reason. Keeps what is known of it; returns the reason
     /// with the last of what the guest's kernel said and where all of it is. The first
     /// call counts: what is found later is its consequence.
     pub async fn bury(self: &Arc<Self>, reason: &str) -> String {
+        let reason = printable(reason.as_bytes(), MAX_REASON);
         let obituary = async {
-            let kernel = self.kernel_log().await.unwrap_or_default();
+            // Another call to the VMM may be under way, and hang.
+            let kernel = timeout(2 * LOG_TIME, self.kernel_log()).await;
+            let kernel = kernel.unwrap_or_else(|_| Ok(String::new()));
+            let kernel = kernel.unwrap_or_default();
             let vmm = self.log.so_far();
             let text = format!(
                 "sandbox {} in namespace {}\n{reason}\n\nmessages of the VMM:\n{vmm}\n\
