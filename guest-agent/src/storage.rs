@@ -78,8 +78,14 @@ struct Range {
 /// What a request's `rootfs` asks for.
 #[derive(Debug, PartialEq, Eq)]
 enum Plan {
-    /// EROFS layers, topmost first, with a writable side or without one.
-    Layers { layers: Vec<Range>, writable: bool },
+    /// EROFS layers, topmost first.
+    Layers {
+        layers: Vec<Range>,
+        /// With a writable side.
+        writable: bool,
+        /// With the ids of the container's user namespace.
+        idmap: bool,
+    },
     /// A directory of the guest.
     Directory(PathBuf),
 }
@@ -133,9 +139,11 @@ impl Plan {
             }
             ranges.push(range);
         }
+        let idmap = |layer: &Mount| layer.options.iter().any(|option| option == "idmap");
         Ok(Self::Layers {
             layers: ranges,
             writable,
+            idmap: layers.iter().any(idmap),
         })
     }
 }
@@ -235,12 +243,16 @@ impl Storage {
         root: &mut RootFs,
         ids: Option<IdMappings<'_>>,
     ) -> Result<(), StorageError> {
-        let (layers, writable) = match plan {
+        let (layers, writable, idmap) = match plan {
             Plan::Directory(source) => {
                 let what = format!("bind {} to {}", source.display(), root.path.display());
                 return mount_bind(source, &root.path).map_err(system(what));
             }
-            Plan::Layers { layers, writable } => (layers, *writable),
+            Plan::Layers {
+                layers,
+                writable,
+                idmap,
+            } => (layers, *writable, *idmap),
         };
         let mut lower = Vec::with_capacity(layers.len());
         for range in layers {
@@ -248,7 +260,7 @@ impl Storage {
             root.layers.push(range.offset);
         }
         // The overlay keeps copies of its own of these.
-        let mapped = match ids {
+        let mapped = match ids.filter(|_| idmap) {
             Some(ids) => Some(MappedLayers::new(&root.path, &lower, ids)?),
             None => None,
         };
@@ -561,7 +573,8 @@ mod tests {
             read_only,
             Plan::Layers {
                 layers: layers.clone(),
-                writable: false
+                writable: false,
+                idmap: false,
             }
         );
         let writable = Plan::parse(&[layer, mount("scratch", &[])]).unwrap();
@@ -569,7 +582,8 @@ mod tests {
             writable,
             Plan::Layers {
                 layers,
-                writable: true
+                writable: true,
+                idmap: false,
             }
         );
     }

@@ -195,7 +195,11 @@ fn a_user_namespace_owns_its_root() {
         };
         with_runtime(|| {
             let writable = [disks.layers.clone(), vec![scratch()]].concat();
-            for layers in [&writable[..], &disks.layers, &disks.layers[..1]] {
+            let mut mapped = writable.clone();
+            for layer in &mut mapped[..2] {
+                layer.options.push("idmap".into());
+            }
+            for layers in [&mapped[..], &mapped[..2], &mapped[..1]] {
                 let target = disks.base.join("root");
                 let root = disks.storage.mount(layers, &target, Some(ids)).unwrap();
                 for path in [root.path.clone(), root.path.join("c")] {
@@ -210,11 +214,13 @@ fn a_user_namespace_owns_its_root() {
                 );
                 disks.storage.unmount(root);
             }
-            // Others see the layers as they are.
-            let target = disks.base.join("root");
-            let root = disks.storage.mount(&writable, &target, None).unwrap();
-            assert_eq!(fs::metadata(root.path.join("c")).unwrap().uid(), 0);
-            disks.storage.unmount(root);
+            // Others see the layers as they are, and so do those whose layers have the ids.
+            for (layers, ids) in [(&mapped, None), (&writable, Some(ids))] {
+                let target = disks.base.join("root");
+                let root = disks.storage.mount(layers, &target, ids).unwrap();
+                assert_eq!(fs::metadata(root.path.join("c")).unwrap().uid(), 0);
+                disks.storage.unmount(root);
+            }
         });
         run("umount", &[disks.base.join("scratch").to_str().unwrap()]);
     });

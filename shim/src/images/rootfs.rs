@@ -12,6 +12,9 @@ pub struct Rootfs {
     pub layers: Vec<PathBuf>,
     /// Whether a writable layer goes on top.
     pub writable: bool,
+    /// Whether the layers are to be shown with the ids of the container's user namespace.
+    /// containerds and kernels that cannot ask for that make layers that have them.
+    pub idmap: bool,
 }
 
 /// Mounts that do not become a root filesystem in the guest.
@@ -64,6 +67,7 @@ impl Rootfs {
             "bind" if mount.options.iter().any(|option| option == "ro") => Ok(Self {
                 layers: vec![PathBuf::from(&mount.source)],
                 writable: false,
+                idmap: idmap(mount),
             }),
             "bind" => Err(RootfsError::Mount(
                 mount.source.clone(),
@@ -104,7 +108,16 @@ fn overlay(mount: &Mount) -> Result<Rootfs, RootfsError> {
     Ok(Rootfs {
         layers,
         writable: upper.is_some(),
+        idmap: idmap(mount),
     })
+}
+
+/// Whether the snapshotter leaves the ids to whoever mounts (containerd's `remap-ids`).
+fn idmap(mount: &Mount) -> bool {
+    mount
+        .options
+        .iter()
+        .any(|option| option.starts_with("uidmap="))
 }
 
 fn check_empty(upper: &Path) -> Result<(), RootfsError> {
@@ -177,7 +190,17 @@ mod tests {
         assert!(!rootfs.writable);
         let rootfs =
             Rootfs::from_mounts(&[mount("overlay", "overlay", &["lowerdir=/a:/b"])]).unwrap();
-        assert!(!rootfs.writable);
+        assert!(!rootfs.writable && !rootfs.idmap);
+    }
+
+    #[test]
+    fn ids_are_mapped_where_the_snapshotter_has_not_done_it() {
+        let ids = ["uidmap=0:65536:65536", "gidmap=0:65536:65536"];
+        for (kind, own) in [("overlay", "lowerdir=/a:/b"), ("bind", "ro")] {
+            let options = [&ids[..], &[own]].concat();
+            let rootfs = Rootfs::from_mounts(&[mount(kind, "/a", &options)]).unwrap();
+            assert!(rootfs.idmap);
+        }
     }
 
     #[test]

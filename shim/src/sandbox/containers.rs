@@ -121,7 +121,8 @@ impl Sandbox {
                 disks: prepared.disks,
                 ..options
             };
-            self.forward_create(request, &container, options, &layers, rootfs.writable)
+            let mounts = guest_mounts(&layers, &rootfs);
+            self.forward_create(request, &container, options, mounts)
                 .await
         };
         match created.await {
@@ -150,8 +151,7 @@ impl Sandbox {
         request: &CreateTaskRequest,
         container: &Container,
         options: CreateOptions,
-        layers: &[Layer],
-        writable: bool,
+        rootfs: Vec<Mount>,
     ) -> Result<u32> {
         let init = &container.init;
         let ids = &init.stream_ids;
@@ -166,7 +166,7 @@ impl Sandbox {
         )?;
         let message = CreateTaskRequest {
             id: request.id.clone(),
-            rootfs: guest_mounts(layers, writable),
+            rootfs,
             terminal: request.terminal,
             stdin: ids.stdin.clone(),
             stdout: ids.stdout.clone(),
@@ -311,19 +311,22 @@ impl Sandbox {
 }
 
 /// The root filesystem as the agent mounts it.
-fn guest_mounts(layers: &[Layer], writable: bool) -> Vec<Mount> {
+fn guest_mounts(layers: &[Layer], rootfs: &Rootfs) -> Vec<Mount> {
     let mut mounts: Vec<_> = layers
         .iter()
         .map(|layer| Mount {
             type_: "erofs".into(),
-            options: vec![
+            options: [
                 format!("offset={}", layer.offset),
                 format!("size={}", layer.size),
-            ],
+            ]
+            .into_iter()
+            .chain(rootfs.idmap.then(|| "idmap".to_owned()))
+            .collect(),
             ..Default::default()
         })
         .collect();
-    if writable {
+    if rootfs.writable {
         mounts.push(Mount {
             type_: "scratch".into(),
             ..Default::default()
