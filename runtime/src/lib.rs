@@ -6,7 +6,9 @@
 //!
 //! The engine is synchronous and forks without exec: call it from a process (not a thread) that
 //! runs one thread only, because a forked child has only the calling thread while locks of the
-//! others (of the allocator, for example) stay held.
+//! others (of the allocator, for example) stay held. For a caller that serves others meanwhile,
+//! [`Container::begin_exec`] and [`Container::begin_start`] return before the process has become its
+//! command, which it does at the pleasure of its container.
 //!
 //! It needs Linux 5.14 or later and cgroup version 2.
 
