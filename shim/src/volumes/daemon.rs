@@ -135,10 +135,8 @@ impl Daemon {
             tracing::debug!(%error, "cannot set virtiofsd's OOM score");
         }
     }
-}
 
-impl Daemon {
-    /// Why it ended: by itself, or by this.
+    /// Kills it. Returns why it ended: by that, or by itself before.
     fn kill(&mut self) -> String {
         // One that has ended already is fine.
         let _ = vmm::sys::pidfd_signal(self.pidfd.as_fd(), libc::SIGKILL);
