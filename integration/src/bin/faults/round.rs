@@ -145,6 +145,8 @@ struct Life {
     plan: PodPlan,
     pod: Option<Pod>,
     container: String,
+    /// How many containers were asked for: each has a name of its own.
+    asked: u32,
 }
 
 impl Life {
@@ -153,11 +155,15 @@ impl Life {
             plan: PodPlan::new(handler, name, true),
             pod: None,
             container: String::new(),
+            asked: 0,
         }
     }
 
+    fn pod(&self) -> anyhow::Result<&Pod> {
+        self.pod.as_ref().context("there is no pod")
+    }
+
     async fn step(&mut self, cri: &mut Cri, step: Step) -> anyhow::Result<()> {
-        let pod = || self.pod.as_ref().context("there is no pod");
         match step {
             Step::RunPod => {
                 let pod = past_torn_snapshots(async || cri.run_pod(&self.plan).await);
@@ -169,16 +175,17 @@ impl Life {
                     volume: Some((VOLUME.into(), "/volume".into())),
                     ..ContainerPlan::idle()
                 };
-                let pod = pod()?;
-                let container =
-                    past_torn_snapshots(async || cri.create(pod, "victim", &plan).await);
+                self.asked += 1;
+                let name = format!("victim-{}", self.asked);
+                let pod = self.pod()?;
+                let container = past_torn_snapshots(async || cri.create(pod, &name, &plan).await);
                 self.container = container.await?;
             }
             Step::Start => cri.start(&self.container).await?,
             Step::Exec => drop(cri.exec(&self.container, "cat /volume/file").await?),
             Step::Stop => cri.stop(&self.container, Duration::from_secs(1)).await?,
-            Step::StopPod => cri.stop_pod(&pod()?.id).await?,
-            Step::RemovePod => cri.remove_pod(&pod()?.id).await?,
+            Step::StopPod => cri.stop_pod(&self.pod()?.id).await?,
+            Step::RemovePod => cri.remove_pod(&self.pod()?.id).await?,
         }
         Ok(())
     }
@@ -232,11 +239,16 @@ impl Rounds {
             bounded(step, life.step(&mut self.cri, step)).await?;
         }
         let outcome = self.strike(&mut life, fault).await?;
-        if let Outcome::Struck { .. } = outcome {
+        if let Outcome::Struck { failure } = &outcome {
             if fault.target == Target::Containerd {
                 self.containerd.restart(&mut self.cri).await?;
             }
-            self.tells_the_truth(&mut life, fault).await?;
+            // A virtiofsd that does not get to serve costs the container that needed it.
+            let before_it_served =
+                fault.target == Target::Virtiofsd && fault.step == Step::Start && failure.is_some();
+            if !(before_it_served && self.takes_another(&mut life).await?) {
+                self.tells_the_truth(&mut life, fault).await?;
+            }
         }
         self.remove(&name).await?;
         Ok(outcome)
@@ -279,6 +291,18 @@ impl Rounds {
                     .map(|error| format!("{error}: {}", error.root_cause())),
             }),
         }
+    }
+
+    /// Whether another container of the pod works, with the volume.
+    async fn takes_another(&mut self, life: &mut Life) -> anyhow::Result<bool> {
+        for step in [Step::Create, Step::Start, Step::Exec] {
+            match bounded(step, life.step(&mut self.cri, step)).await {
+                Ok(()) => {}
+                Err(error) if error.is::<Hangs>() => return Err(error),
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// Whether containerd knows how the pod is after the fault.
