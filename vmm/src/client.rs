@@ -311,13 +311,8 @@ impl Vmm {
         let answer = self
             .take_late_answer()
             .and_then(|()| self.control.send(action, files))
-            .and_then(|()| {
-                self.owes = true;
-                self.control.receive::<Reply>()
-            });
-        if answer.is_ok() {
-            self.owes = false;
-        }
+            .and_then(|()| self.control.receive::<Reply>());
+        self.owes = matches!(answer, Err(ChannelError::Timeout));
         match answer {
             Ok((Reply::Failed(text), _)) => Err(ClientError::Refused(text)),
             Ok((reply, _)) => Ok(reply),
@@ -335,10 +330,9 @@ impl Vmm {
     }
 
     /// Waits for the answer to a hurried call that was given up.
-    fn take_late_answer(&mut self) -> Result<(), ChannelError> {
+    fn take_late_answer(&self) -> Result<(), ChannelError> {
         if self.owes {
             self.control.receive::<Reply>()?;
-            self.owes = false;
         }
         Ok(())
     }

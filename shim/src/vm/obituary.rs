@@ -24,9 +24,10 @@ impl Vm {
         let reason = printable(reason.as_bytes(), MAX_REASON);
         let obituary = async {
             // Another call to the VMM may be under way, and hang.
-            let kernel = timeout(2 * LOG_TIME, self.kernel_log()).await;
-            let kernel = kernel.unwrap_or_else(|_| Ok(String::new()));
-            let kernel = kernel.unwrap_or_default();
+            let kernel = match timeout(2 * LOG_TIME, self.kernel_log()).await {
+                Ok(Ok(kernel)) => kernel,
+                Ok(Err(_)) | Err(_) => String::new(),
+            };
             let vmm = self.log.so_far();
             let text = format!(
                 "sandbox {} in namespace {}\n{reason}\n\nmessages of the VMM:\n{vmm}\n\

@@ -287,20 +287,17 @@ impl Volumes {
             daemon.set_oom_score(self.oom_score.load(Ordering::Relaxed));
             *ours = Some(daemon);
         }
-        // The guest reaches it only when nothing of the host is left around it.
         let sealed = tree.clone();
-        let sealed = spawn_blocking(move || sealed.seal(&root))
-            .await
-            .map_err(Error::failed)
-            .and_then(|sealed| sealed.map_err(Error::failed));
-        let attached = match sealed {
-            Ok(()) => vm
-                .attach_fs(socket)
+        let attached = async {
+            // The guest reaches it only when nothing of the host is left around it.
+            spawn_blocking(move || sealed.seal(&root))
                 .await
-                .map_err(|error| error.context("cannot connect the VM to virtiofsd")),
-            Err(error) => Err(error),
+                .map_err(Error::failed)?
+                .map_err(Error::failed)?;
+            let attached = vm.attach_fs(socket).await;
+            attached.map_err(|error| error.context("cannot connect the VM to virtiofsd"))
         };
-        let device = match attached {
+        let device = match attached.await {
             Ok(device) => device,
             Err(error) => {
                 self.end().await;
