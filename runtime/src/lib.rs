@@ -17,6 +17,7 @@ pub mod cgroup;
 mod container;
 mod copy;
 mod devices;
+mod document;
 mod error;
 mod hooks;
 mod mounts;
@@ -32,6 +33,7 @@ mod tty;
 
 pub use cgroup::{CgroupDriver, CgroupError, CgroupStats};
 pub use container::{Container, CreateOptions};
+pub use document::{parse_process, parse_spec};
 pub use error::{CreateError, DeleteError, ExecError, KillError, StartError};
 pub use hooks::HookError;
 pub use mounts::{map_mount, mapped_mount};
