@@ -7,7 +7,7 @@ mod process;
 
 pub(crate) use mounts::{IdMappings, MountKind, MountPlan};
 pub(crate) use namespaces::{IdMapping, NamespaceKind, NamespacePlan};
-pub(crate) use process::ProcessPlan;
+pub(crate) use process::{ProcessPlan, has_selinux};
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -148,7 +148,15 @@ impl Plan {
             .as_ref()
             .ok_or_else(|| PlanError::new("process", "is missing"))?;
         let name = |field: &str, name: &Option<String>| {
+            /// What the kernel keeps of a name.
+            const LONGEST: usize = 64;
             let name = name.clone().filter(|name| !name.is_empty());
+            if let Some(name) = name.as_ref().filter(|name| name.len() > LONGEST) {
+                return Err(PlanError::new(
+                    field,
+                    format!("{name:?} is longer than {LONGEST} bytes"),
+                ));
+            }
             if name.is_some() && !namespaces.is_private(NamespaceKind::Uts) {
                 return Err(PlanError::new(
                     field,
@@ -344,12 +352,18 @@ fn sysctls(
     let mut files = Vec::new();
     for (name, value) in sysctls.into_iter().flatten() {
         let path = sysctl_path(name);
+        if path == "kernel/hostname" {
+            return Err(PlanError::new(
+                format!("linux.sysctl[{name}]"),
+                "is what hostname sets; use that",
+            ));
+        }
         // Whatever is not the container's own would change the host.
         let kind = if IPC.contains(&path.as_str()) || path.starts_with("fs/mqueue/") {
             NamespaceKind::Ipc
         } else if path.starts_with("net/") {
             NamespaceKind::Network
-        } else if path == "kernel/hostname" || path == "kernel/domainname" {
+        } else if path == "kernel/domainname" {
             NamespaceKind::Uts
         } else {
             return Err(PlanError::new(
@@ -358,7 +372,7 @@ fn sysctls(
                  of kernel.*",
             ));
         };
-        if !namespaces.is_private(kind) {
+        if !namespaces.is_private(kind) || namespaces.is_of_the_caller(kind) {
             return Err(PlanError::new(
                 format!("linux.sysctl[{name}]"),
                 format!("needs a {kind} namespace of the container's own in linux.namespaces"),

@@ -252,6 +252,13 @@ fn a_user_namespace_is_joined_with_others_made_in_it() {
     give_root(&bundle);
     join(&mut bundle, "user", &holder.path("user"));
     join(&mut bundle, "network", &holder.path("net"));
+    // Given again as they are, they say nothing new; others would not come true.
+    let maps = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 65536}]);
+    bundle.spec["linux"]["uidMappings"] = maps(100_000);
+    bundle.spec["linux"]["gidMappings"] = maps(200_000);
+    let error = bundle.fail().0;
+    assert!(error.starts_with("linux.gidMappings: "), "{error}");
+    bundle.spec["linux"]["gidMappings"] = maps(100_000);
     let outcomes = bundle.take(
         json!(["create", "start", "wait", {"delete": {"force": false}},
         "children"]),

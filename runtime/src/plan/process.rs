@@ -2,10 +2,10 @@
 
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
+    IOPriorityClass, LinuxIOPriority, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
     LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process, Scheduler,
 };
 use rustix::process::{Resource, Rlimit};
@@ -50,7 +50,7 @@ pub(crate) struct ProcessPlan {
     pub io_priority: Option<(u32, u32)>,
     /// Execution domain.
     pub personality: Option<u32>,
-    /// Processors to run on.
+    /// Processors to run on; never of a container's first process.
     pub affinity: Option<Vec<u32>>,
     /// The size that the spec gives a terminal.
     pub console_size: Option<TerminalSize>,
@@ -105,6 +105,23 @@ impl ProcessPlan {
                 format!("{value} is not from -1000 to 1000"),
             ));
         }
+        let apparmor_profile = label(
+            process.apparmor_profile(),
+            first.map(Process::apparmor_profile),
+        );
+        if apparmor_profile.is_some() && !has_apparmor() {
+            return Err(PlanError::new(
+                "process.apparmorProfile",
+                "this host's kernel has no AppArmor; leave it out",
+            ));
+        }
+        let selinux_label = label(process.selinux_label(), first.map(Process::selinux_label));
+        if selinux_label.is_some() && !has_selinux() {
+            return Err(PlanError::new(
+                "process.selinuxLabel",
+                "this host's kernel has no SELinux; leave it out",
+            ));
+        }
         let user = process.user();
         Ok(Self {
             args,
@@ -119,15 +136,22 @@ impl ProcessPlan {
             rlimits: rlimits(limits.unwrap_or_default())?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adj,
-            apparmor_profile: label(
-                process.apparmor_profile(),
-                first.map(Process::apparmor_profile),
-            ),
-            selinux_label: label(process.selinux_label(), first.map(Process::selinux_label)),
-            scheduler: process.scheduler().as_ref().map(scheduler).transpose()?,
-            io_priority: io_priority(process)?,
+            apparmor_profile,
+            selinux_label,
+            scheduler: process
+                .scheduler()
+                .as_ref()
+                .or(first.and_then(|first| first.scheduler().as_ref()))
+                .map(scheduler)
+                .transpose()?,
+            io_priority: process
+                .io_priority()
+                .as_ref()
+                .or(first.and_then(|first| first.io_priority().as_ref()))
+                .map(io_priority)
+                .transpose()?,
             personality: personality.map(domain).transpose()?,
-            affinity: affinity(process)?,
+            affinity: affinity(process, first)?,
             console_size: process.console_size().and_then(|size| {
                 let size = TerminalSize {
                     columns: size.width().try_into().ok()?,
@@ -145,6 +169,17 @@ impl ProcessPlan {
             Some(OsStr::from_bytes(value.strip_prefix(b"=")?))
         })
     }
+}
+
+/// Whether the kernel confines processes by AppArmor.
+fn has_apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|value| value.starts_with(b"Y"))
+}
+
+/// Whether the kernel confines processes by SELinux.
+pub(crate) fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 fn text(field: &str, value: &str) -> Result<CString, PlanError> {
@@ -263,17 +298,14 @@ fn scheduler(scheduler: &Scheduler) -> Result<SchedulerAttributes, PlanError> {
     })
 }
 
-fn io_priority(process: &Process) -> Result<Option<(u32, u32)>, PlanError> {
-    let Some(priority) = process.io_priority() else {
-        return Ok(None);
-    };
+fn io_priority(priority: &LinuxIOPriority) -> Result<(u32, u32), PlanError> {
     let class = match priority.class() {
         IOPriorityClass::IoprioClassRt => 1,
         IOPriorityClass::IoprioClassBe => 2,
         IOPriorityClass::IoprioClassIdle => 3,
     };
     match priority.priority() {
-        level @ 0..=7 => Ok(Some((class, level as u32))),
+        level @ 0..=7 => Ok((class, level as u32)),
         level => Err(PlanError::new(
             "process.ioPriority",
             format!("priority {level} is not from 0 to 7"),
@@ -282,15 +314,9 @@ fn io_priority(process: &Process) -> Result<Option<(u32, u32)>, PlanError> {
 }
 
 fn domain(personality: &LinuxPersonality) -> Result<u32, PlanError> {
-    if personality
-        .flags()
-        .as_ref()
-        .is_some_and(|flags| !flags.is_empty())
-    {
-        return Err(PlanError::new(
-            "linux.personality.flags",
-            "no flag is supported; leave it empty",
-        ));
+    // The specification names none; runc warns too.
+    if let Some(flags) = personality.flags().as_ref().filter(|list| !list.is_empty()) {
+        tracing::warn!("linux.personality.flags: {flags:?} is ignored; there are no flags");
     }
     Ok(match personality.domain() {
         LinuxPersonalityDomain::PerLinux => 0,
@@ -299,23 +325,29 @@ fn domain(personality: &LinuxPersonality) -> Result<u32, PlanError> {
 }
 
 /// The processors for the command, else those for its set-up: the set-up is over so soon that a
-/// change on the way would cost more than it gives.
-fn affinity(process: &Process) -> Result<Option<Vec<u32>>, PlanError> {
-    let Some(affinity) = process.exec_cpu_affinity() else {
+/// change on the way would cost more than it gives. A container's first process has none: what it
+/// is given is for those that join it (`first`) and do not say themselves.
+fn affinity(process: &Process, first: Option<&Process>) -> Result<Option<Vec<u32>>, PlanError> {
+    let given = process.exec_cpu_affinity().as_ref();
+    let Some(affinity) = given.or(first.and_then(|first| first.exec_cpu_affinity().as_ref()))
+    else {
         return Ok(None);
     };
-    let list = |cpus: &Option<String>| cpus.clone().filter(|cpus| !cpus.is_empty());
-    list(affinity.cpu_affinity_final())
-        .or_else(|| list(affinity.initial()))
-        .map(|cpus| {
-            processors(&cpus).ok_or_else(|| {
+    let list = |name: &str, cpus: &Option<String>| {
+        let cpus = cpus.as_ref().filter(|cpus| !cpus.is_empty());
+        cpus.map(|cpus| {
+            processors(cpus).ok_or_else(|| {
                 PlanError::new(
-                    "process.execCPUAffinity",
+                    format!("process.execCPUAffinity.{name}"),
                     format!("{cpus:?} is not a list of processors, as in 0-2,7"),
                 )
             })
         })
         .transpose()
+    };
+    let initial = list("initial", affinity.initial())?;
+    let last = list("final", affinity.cpu_affinity_final())?;
+    Ok(last.or(initial).filter(|_| first.is_some()))
 }
 
 /// A list such as `0-2,7`.

@@ -61,6 +61,20 @@ fn the_wrong_field_is_named() {
     assert_eq!(wrong(|spec| spec["root"]["path"] = json!("/")), "root.path");
     assert_eq!(wrong(|spec| spec["hostname"] = json!("x")), "hostname");
     assert_eq!(
+        wrong(|spec| {
+            spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]);
+            spec["domainname"] = json!("x".repeat(65));
+        }),
+        "domainname"
+    );
+    assert_eq!(
+        wrong(
+            |spec| spec["mounts"] = json!([{"destination": "/a", "source": "/tmp",
+            "options": ["bind", "ro", "size=1m"]}])
+        ),
+        "mounts[/a]"
+    );
+    assert_eq!(
         wrong(|spec| spec["linux"]["cgroupsPath"] = json!("/../x")),
         "linux.cgroupsPath"
     );
@@ -103,6 +117,36 @@ fn namespaces_must_fit_what_is_asked_of_them() {
         wrong(|spec| spec["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}})),
         "linux.timeOffsets"
     );
+    let path = |kind: &str, path: &str| {
+        namespaces(json!([{"type": "mount"},
+        {"type": kind, "path": path}]))
+    };
+    for (kind, file) in [
+        ("network", "/proc/self/ns/uts"),
+        ("network", "/etc/passwd"),
+        ("network", "/no/such"),
+        ("network", "proc/self/ns/net"),
+    ] {
+        assert_eq!(
+            wrong(path(kind, file)),
+            "linux.namespaces[1].path",
+            "{file}"
+        );
+    }
+    assert_eq!(
+        wrong(|spec| {
+            spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+        }),
+        "linux.gidMappings"
+    );
+    // The host's network by another name.
+    assert_eq!(
+        wrong(|spec| {
+            path("network", "/proc/self/ns/net")(spec);
+            spec["linux"]["sysctl"] = json!({"net.core.somaxconn": "1"});
+        }),
+        "linux.sysctl[net.core.somaxconn]"
+    );
     let overlap = json!([
         {"containerID": 0, "hostID": 100, "size": 10},
         {"containerID": 9, "hostID": 200, "size": 10},
@@ -133,6 +177,7 @@ fn only_parameters_of_the_container_s_own_namespaces_are_set() {
         "kernel.panic",
         "vm.swappiness",
         "fs/mqueue/../x",
+        "kernel.hostname",
     ] {
         assert!(set(name).is_err(), "{name}");
     }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::State;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::Mode;
 use rustix::net::{SocketFlags, accept_with};
 use rustix::process::{setsid, umask};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -13,7 +13,7 @@ use super::Io;
 use super::finish::{self, Prepared};
 use super::message::{Channel, Failure, FailureKind, Message, Stage, Step};
 use crate::mounts::{self, Sources};
-use crate::namespaces::{self, Joined, write_at};
+use crate::namespaces::{self, Joined, open_proc, write_at};
 use crate::plan::{IdMapping, NamespaceKind, Plan};
 use crate::rootfs::{self, Root};
 use crate::tty::Terminal;
@@ -65,9 +65,7 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     sys::reset_signals();
     // The memory is a copy of the caller's: no process of the container may look into it.
     sys::set_dumpable(false).stage(|| "close the memory to the container")?;
-    // The host's own /proc: nothing that the container mounts later can pass for it.
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
+    let proc = open_proc().stage(|| "open /proc")?;
 
     if !inherited.joined_already {
         inherited
@@ -111,6 +109,7 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
         .stage(|| format!("make the directory {}", plan.process.cwd.display()))?;
 
     root.enter()?;
+    devices::replace_null(plan, &root)?;
     if let Io::Terminal { size } = inherited.io {
         let terminal = Terminal::open(plan.process.uid, size.or(plan.process.console_size))?;
         terminal.mount_console(&root)?;

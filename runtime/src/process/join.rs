@@ -3,13 +3,13 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::setsid;
 
 use super::Io;
 use super::finish;
 use super::init::{hand_over, report};
 use super::message::{Channel, Stage, Step};
+use crate::namespaces::open_proc;
 use crate::plan::ProcessPlan;
 use crate::seccomp::Filter;
 use crate::sys;
@@ -41,8 +41,7 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     sys::reset_signals();
     // The memory is a copy of the caller's: no process of the container may look into it.
     sys::set_dumpable(false).stage(|| "close the memory to the container")?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
+    let proc = open_proc().stage(|| "open /proc")?;
     setsid().stage(|| "make a session")?;
     sys::new_session_keyring().stage(|| "make a session keyring")?;
     finish::connect(inherited.io)?;
