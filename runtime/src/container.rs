@@ -1,5 +1,6 @@
 //! Containers: making one, finding one again, and everything that can be done with it.
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -182,11 +183,17 @@ impl Container {
             id: self.saved.id.clone(),
             source,
         };
+        let first = self
+            .first
+            .as_ref()
+            .ok_or_else(|| ErrorKind::NotFound.into());
+        let first = first.and_then(OwnedFd::try_clone).map_err(unreachable)?;
         let channel = Channel::from(self.dir.connect().map_err(unreachable)?);
         channel.send(&Message::Start, None).map_err(unreachable)?;
         Ok(Starting::new(
             channel,
-            self.saved.spec.hooks().clone(),
+            first,
+            &self.saved.spec,
             self.saved.state(ContainerState::Running),
         ))
     }
@@ -224,6 +231,7 @@ impl Container {
             pid: false,
             user: false,
             cgroup: &cgroup,
+            state: self.state(),
         };
         let namespaces = self
             .saved

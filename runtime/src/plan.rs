@@ -211,13 +211,8 @@ pub(crate) fn join(
 }
 
 fn seccomp(linux: &Linux) -> Result<Option<Filter>, PlanError> {
-    linux
-        .seccomp()
-        .as_ref()
-        .map(Filter::compile)
-        .transpose()
-        .map_err(|error| PlanError::new("linux.seccomp", error.to_string()))
-        .map(Option::flatten)
+    let profile = linux.seccomp().as_ref();
+    Ok(profile.map(Filter::compile).transpose()?.flatten())
 }
 
 /// Fields that would silently have no effect.

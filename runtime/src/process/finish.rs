@@ -108,7 +108,11 @@ pub(super) fn limit_stage(resource: Resource, limit: Rlimit) -> String {
 }
 
 /// Becomes the user of the command, with its rights and no more, and finds the command.
-pub(super) fn become_user(process: &ProcessPlan, filter: Option<Filter>) -> Step<Prepared> {
+pub(super) fn become_user(
+    process: &ProcessPlan,
+    filter: Option<Filter>,
+    channel: &Channel,
+) -> Step<Prepared> {
     let early = filter.as_ref().filter(|_| !process.no_new_privileges);
     process
         .capabilities
@@ -122,7 +126,7 @@ pub(super) fn become_user(process: &ProcessPlan, filter: Option<Filter>) -> Step
     let entered = enter_cwd(process);
     if let Some(filter) = early {
         // Without no_new_privs only a privileged process may do this.
-        filter.install().stage(|| "install the seccomp filter")?;
+        install(filter, channel)?;
     }
     let groups: Vec<Gid> = process
         .groups
@@ -167,10 +171,21 @@ impl Prepared {
             .send(&Message::Executing, None)
             .stage(|| "report to the caller")?;
         if let Some(filter) = &self.filter {
-            filter.install().stage(|| "install the seccomp filter")?;
+            install(filter, channel)?;
         }
         sys::execute(&self.path, &process.args, &self.env)
             .map_err(|error| command::refused(&self.path, &error))
+    }
+}
+
+/// Puts the calling process under its filter.
+fn install(filter: &Filter, channel: &Channel) -> Step<()> {
+    let listener = filter.install().stage(|| "install the seccomp filter")?;
+    match listener {
+        Some(listener) => channel
+            .offer_listener(listener.as_fd())
+            .stage(|| "hand over the seccomp filter"),
+        None => Ok(()),
     }
 }
 

@@ -125,7 +125,7 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     }
     // Descriptors of the host must not be there when a path of the container is used.
     drop((proc, root));
-    let prepared = finish::become_user(&plan.process, plan.seccomp.clone())?;
+    let prepared = finish::become_user(&plan.process, plan.seccomp.clone(), channel)?;
     channel
         .send(&Message::Ready, None)
         .stage(|| "report to the caller")?;

@@ -66,6 +66,6 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     if !inherited.user {
         finish::set_limits(&process.rlimits)?;
     }
-    let prepared = finish::become_user(process, inherited.filter.clone())?;
+    let prepared = finish::become_user(process, inherited.filter.clone(), &inherited.channel)?;
     prepared.execute(process, &inherited.channel)
 }

@@ -10,7 +10,7 @@ use rustix::process::{
 };
 
 use super::finish::limit_stage;
-use super::message::{Channel, Failure, Message, Stage};
+use super::message::{Channel, Failure, Message, Stage, Step};
 use super::{Io, Launched, init, join, reap};
 use crate::cgroup::Cgroup;
 use crate::error::{CreateError, ExecError};
@@ -18,7 +18,7 @@ use crate::hooks;
 use crate::mounts::Sources;
 use crate::namespaces::{ChildrenIn, Joined, birth_flags, write_mappings};
 use crate::plan::{NamespaceKind, Plan, ProcessPlan};
-use crate::seccomp::Filter;
+use crate::seccomp::{Filter, Listener};
 use crate::sys::{self, NewProcess};
 
 /// A process that does not outlive its set-up unless that succeeds.
@@ -49,6 +49,20 @@ impl Child {
             }
             Err(error) => error.to_string(),
         }
+    }
+
+    /// Gives the descriptor of its filter to the agent.
+    fn hand_over(
+        &self,
+        listener: Option<&Listener>,
+        fd: i32,
+        state: &State,
+        channel: &Channel,
+    ) -> Step<()> {
+        let (Some(listener), Some(pidfd)) = (listener, &self.pidfd) else {
+            return Err("there is no agent for it").stage(|| "hand over the seccomp filter");
+        };
+        listener.hand_over(fd, (self.pid, pidfd.as_fd()), state, channel)
     }
 
     /// Leaves it alone from now on.
@@ -218,6 +232,10 @@ fn follow(
                 channel.send(&Message::HooksDone, None).map_err(system)?;
             }
             Some((Message::Terminal, fd)) => terminal = fd,
+            Some((Message::Listener { fd }, _)) => {
+                let listener = plan.seccomp.as_ref().and_then(Filter::listener);
+                child.hand_over(listener, fd, state, channel)?;
+            }
             Some((Message::Ready, _)) => return Ok(terminal),
             Some((Message::Failed(failure), _)) => return Err(failure.into()),
             Some((message, _)) => {
@@ -250,6 +268,8 @@ pub(crate) struct Place<'a> {
     pub user: bool,
     /// Its cgroup.
     pub cgroup: &'a Cgroup,
+    /// Its state, for an agent that answers system calls.
+    pub state: State,
 }
 
 /// A process on its way to its command. Dropping it ends the process.
@@ -260,6 +280,8 @@ pub struct Launching {
     child: Option<Child>,
     terminal: Option<OwnedFd>,
     executing: bool,
+    /// Who answers system calls of the process, and what it is told of the container.
+    listener: Option<(Listener, State)>,
 }
 
 /// Readable when [`Launching::advance`] has something to do.
@@ -290,6 +312,13 @@ impl Launching {
             };
             match received {
                 Some((Message::Terminal, fd)) => self.terminal = fd,
+                Some((Message::Listener { fd }, _)) => {
+                    let child = self.child.as_ref().ok_or_else(gone);
+                    let child = child.map_err(system("follow the new process"))?;
+                    if let Some((listener, state)) = &self.listener {
+                        child.hand_over(Some(listener), fd, state, &self.channel)?;
+                    }
+                }
                 Some((Message::Executing, _)) => self.executing = true,
                 Some((Message::Failed(failure), _)) => return Err(failure.into()),
                 Some((message, _)) => return Err(ExecError::Died(format!("it sent {message:?}"))),
@@ -376,5 +405,9 @@ pub(crate) fn exec(
         child: Some(child),
         terminal: None,
         executing: false,
+        listener: filter
+            .as_ref()
+            .and_then(Filter::listener)
+            .map(|listener| (listener.clone(), place.state.clone())),
     })
 }
