@@ -188,7 +188,7 @@ impl Plan {
                 .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?,
             resources: ResourcePlan::new(linux.resources().as_ref())?,
             hooks: hooks(spec)?,
-            process: ProcessPlan::new(process, None, linux.personality().as_ref())?,
+            process: ProcessPlan::new(process, None, Some(linux))?,
             seccomp: seccomp(linux)?,
             namespaces,
         })
@@ -201,11 +201,7 @@ pub(crate) fn join(
     spec: &Spec,
 ) -> Result<(ProcessPlan, Option<Filter>), PlanError> {
     let linux = spec.linux().as_ref();
-    let plan = ProcessPlan::new(
-        process,
-        spec.process().as_ref(),
-        linux.and_then(|linux| linux.personality().as_ref()),
-    )?;
+    let plan = ProcessPlan::new(process, spec.process().as_ref(), linux)?;
     let filter = linux.map(seccomp).transpose()?.flatten();
     Ok((plan, filter))
 }
@@ -219,7 +215,6 @@ fn seccomp(linux: &Linux) -> Result<Option<Filter>, PlanError> {
 fn unsupported(linux: &Linux) -> Result<(), PlanError> {
     let asked = [
         ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
         (
             "linux.netDevices",
             linux

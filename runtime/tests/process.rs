@@ -126,6 +126,25 @@ fn scheduling_as_asked() {
 }
 
 #[test]
+fn memory_is_taken_from_the_nodes_of_the_policy() {
+    let mut bundle = Bundle::new("grep -m1 -o 'bind[^ ]*' /proc/self/numa_maps; sleep 1000");
+    bundle.spec["linux"]["memoryPolicy"] =
+        json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
+    let added = json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
+        "args": ["grep", "-m1", "-o", "bind[^ ]*", "/proc/self/numa_maps"]}}});
+    let outcomes = bundle.take(
+        json!(["create", "start", added, {"delete": {"force": true}},
+        "wait"]),
+    );
+    assert_eq!(outcomes[2]["output"], "bind=static:0\n");
+    assert_eq!(outcomes[4]["output"], "bind=static:0\n");
+
+    bundle.spec["linux"]["memoryPolicy"]["nodes"] = json!("1000");
+    let error = bundle.fail().0;
+    assert!(error.starts_with("set the memory policy: "), "{error}");
+}
+
+#[test]
 fn the_affinity_is_for_processes_that_join() {
     let mut bundle = Bundle::new("grep allowed_list /proc/self/status; exec sleep 1000");
     bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});

@@ -5,8 +5,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxIOPriority, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
-    LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process, Scheduler,
+    IOPriorityClass, Linux, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality,
+    LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType,
+    MemoryPolicyModeType, PosixRlimit, PosixRlimitType, Process, Scheduler,
 };
 use rustix::process::{Resource, Rlimit};
 
@@ -52,17 +53,28 @@ pub(crate) struct ProcessPlan {
     pub personality: Option<u32>,
     /// Processors to run on; never of a container's first process.
     pub affinity: Option<Vec<u32>>,
+    /// Where memory is taken.
+    pub memory_policy: Option<MemoryPolicy>,
     /// The size that the spec gives a terminal.
     pub console_size: Option<TerminalSize>,
 }
 
+/// Nodes that memory is taken from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MemoryPolicy {
+    /// `MPOL_*`, with its flags.
+    pub mode: u32,
+    /// The nodes; empty where the mode wants none.
+    pub nodes: Vec<u32>,
+}
+
 impl ProcessPlan {
     /// Validates a process. What it leaves open is taken from `first`, the container's first
-    /// process, when it joins a container.
+    /// process, when it joins a container. `linux` has what concerns every process.
     pub(super) fn new(
         process: &Process,
         first: Option<&Process>,
-        personality: Option<&LinuxPersonality>,
+        linux: Option<&Linux>,
     ) -> Result<Self, PlanError> {
         let args: Vec<CString> = process
             .args()
@@ -150,7 +162,13 @@ impl ProcessPlan {
                 .or(first.and_then(|first| first.io_priority().as_ref()))
                 .map(io_priority)
                 .transpose()?,
-            personality: personality.map(domain).transpose()?,
+            personality: linux
+                .and_then(|linux| linux.personality().as_ref())
+                .map(domain),
+            memory_policy: linux
+                .and_then(|linux| linux.memory_policy().as_ref())
+                .map(memory_policy)
+                .transpose()?,
             affinity: affinity(process, first)?,
             console_size: process.console_size().and_then(|size| {
                 let size = TerminalSize {
@@ -313,15 +331,63 @@ fn io_priority(priority: &LinuxIOPriority) -> Result<(u32, u32), PlanError> {
     }
 }
 
-fn domain(personality: &LinuxPersonality) -> Result<u32, PlanError> {
+fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<MemoryPolicy, PlanError> {
+    use MemoryPolicyModeType as Mode;
+    let mode = policy.mode();
+    let text = policy.nodes().as_deref().unwrap_or("").trim();
+    let nodes = match text {
+        "" => Vec::new(),
+        text => numbers(text).ok_or_else(|| {
+            PlanError::new(
+                "linux.memoryPolicy.nodes",
+                format!("{text:?} is not a list of nodes, as in 0-2,7"),
+            )
+        })?,
+    };
+    let (number, needs) = match mode {
+        Mode::MpolDefault => (0, Some(false)),
+        Mode::MpolPreferred => (1, None),
+        Mode::MpolBind => (2, Some(true)),
+        Mode::MpolInterleave => (3, Some(true)),
+        Mode::MpolLocal => (4, Some(false)),
+        Mode::MpolPreferredMany => (5, Some(true)),
+        Mode::MpolWeightedInterleave => (6, Some(true)),
+    };
+    match (needs, nodes.is_empty()) {
+        (Some(true), true) => {
+            return Err(PlanError::new(
+                "linux.memoryPolicy.nodes",
+                format!("is empty; {mode} needs at least one node"),
+            ));
+        }
+        (Some(false), false) => {
+            return Err(PlanError::new(
+                "linux.memoryPolicy.nodes",
+                format!("{text:?} does not fit {mode}, which takes no nodes"),
+            ));
+        }
+        _ => {}
+    }
+    let flags = policy.flags().iter().flatten().map(|flag| match flag {
+        MemoryPolicyFlagType::MpolFNumaBalancing => 1 << 13,
+        MemoryPolicyFlagType::MpolFRelativeNodes => 1 << 14,
+        MemoryPolicyFlagType::MpolFStaticNodes => 1 << 15,
+    });
+    Ok(MemoryPolicy {
+        mode: flags.fold(number, |mode, flag| mode | flag),
+        nodes,
+    })
+}
+
+fn domain(personality: &LinuxPersonality) -> u32 {
     // The specification names none; runc warns too.
     if let Some(flags) = personality.flags().as_ref().filter(|list| !list.is_empty()) {
         tracing::warn!("linux.personality.flags: {flags:?} is ignored; there are no flags");
     }
-    Ok(match personality.domain() {
+    match personality.domain() {
         LinuxPersonalityDomain::PerLinux => 0,
         LinuxPersonalityDomain::PerLinux32 => 8,
-    })
+    }
 }
 
 /// The processors for the command, else those for its set-up: the set-up is over so soon that a
@@ -336,7 +402,7 @@ fn affinity(process: &Process, first: Option<&Process>) -> Result<Option<Vec<u32
     let list = |name: &str, cpus: &Option<String>| {
         let cpus = cpus.as_ref().filter(|cpus| !cpus.is_empty());
         cpus.map(|cpus| {
-            processors(cpus).ok_or_else(|| {
+            numbers(cpus).ok_or_else(|| {
                 PlanError::new(
                     format!("process.execCPUAffinity.{name}"),
                     format!("{cpus:?} is not a list of processors, as in 0-2,7"),
@@ -351,18 +417,18 @@ fn affinity(process: &Process, first: Option<&Process>) -> Result<Option<Vec<u32
 }
 
 /// A list such as `0-2,7`.
-fn processors(list: &str) -> Option<Vec<u32>> {
+fn numbers(list: &str) -> Option<Vec<u32>> {
     const MOST: u32 = 8192;
-    let mut cpus = Vec::new();
+    let mut numbers = Vec::new();
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
         if first > last || last >= MOST {
             return None;
         }
-        cpus.extend(first..=last);
+        numbers.extend(first..=last);
     }
-    Some(cpus)
+    Some(numbers)
 }
 
 #[cfg(test)]
@@ -370,10 +436,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_processors() {
-        assert_eq!(processors("0-2,7"), Some(vec![0, 1, 2, 7]));
-        assert_eq!(processors("2-1"), None);
-        assert_eq!(processors("0-99999999"), None);
-        assert_eq!(processors("x"), None);
+    fn lists_of_numbers() {
+        assert_eq!(numbers("0-2,7"), Some(vec![0, 1, 2, 7]));
+        assert_eq!(numbers("2-1"), None);
+        assert_eq!(numbers("0-99999999"), None);
+        assert_eq!(numbers("x"), None);
     }
 }

@@ -90,6 +90,16 @@ fn the_wrong_field_is_named() {
         wrong(|spec| spec["linux"]["intelRdt"] = json!({"closID": "x"})),
         "linux.intelRdt"
     );
+    for policy in [
+        json!({"mode": "MPOL_BIND"}),
+        json!({"mode": "MPOL_DEFAULT", "nodes": "0"}),
+        json!({"mode": "MPOL_BIND", "nodes": "0-"}),
+    ] {
+        assert_eq!(
+            wrong(|spec| spec["linux"]["memoryPolicy"] = policy.clone()),
+            "linux.memoryPolicy.nodes"
+        );
+    }
     assert_eq!(
         wrong(|spec| spec["linux"]["resources"] = json!({"memory": {"swap": 5}})),
         "linux.resources.memory.swap"

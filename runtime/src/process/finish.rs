@@ -69,6 +69,9 @@ pub(super) fn set_host_attributes(process: &ProcessPlan, proc: BorrowedFd<'_>) -
     if let Some((class, level)) = process.io_priority {
         sys::set_io_priority(class, level).stage(|| "set the io priority")?;
     }
+    if let Some(policy) = &process.memory_policy {
+        sys::set_memory_policy(policy.mode, &policy.nodes).stage(|| "set the memory policy")?;
+    }
     if let Some(domain) = process.personality {
         sys::set_personality(domain).stage(|| "set the personality")?;
     }

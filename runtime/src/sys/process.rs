@@ -139,13 +139,19 @@ pub(crate) fn set_scheduler(attributes: SchedulerAttributes) -> io::Result<()> {
     Ok(())
 }
 
+/// A set of numbers as a mask of bits.
+fn mask(numbers: &[u32]) -> Vec<u64> {
+    let highest = numbers.iter().copied().max().unwrap_or(0) as usize;
+    let mut mask = vec![0u64; highest / 64 + 1];
+    for &number in numbers {
+        mask[number as usize / 64] |= 1 << (number % 64);
+    }
+    mask
+}
+
 /// Binds the process to processors.
 pub(crate) fn set_affinity(cpus: &[u32]) -> io::Result<()> {
-    let highest = cpus.iter().copied().max().unwrap_or(0) as usize;
-    let mut mask = vec![0u64; highest / 64 + 1];
-    for &cpu in cpus {
-        mask[cpu as usize / 64] |= 1 << (cpu % 64);
-    }
+    let mask = mask(cpus);
     // SAFETY: the kernel reads exactly the bytes of `mask`; process 0 is the caller.
     check(unsafe {
         libc::syscall(
@@ -155,5 +161,19 @@ pub(crate) fn set_affinity(cpus: &[u32]) -> io::Result<()> {
             mask.as_ptr(),
         )
     })?;
+    Ok(())
+}
+
+/// Says on which nodes memory of the process and of its children is taken: `mode` is one of `MPOL_*`
+/// with flags, `nodes` may be empty where the mode wants none.
+pub(crate) fn set_memory_policy(mode: u32, nodes: &[u32]) -> io::Result<()> {
+    let mask = mask(nodes);
+    let (pointer, bits) = match nodes {
+        [] => (std::ptr::null(), 0),
+        // The kernel takes one bit less than it is told.
+        _ => (mask.as_ptr(), mask.len() * 64 + 1),
+    };
+    // SAFETY: the kernel reads `bits - 1` bits, which is all of `mask`, or nothing.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, pointer, bits) })?;
     Ok(())
 }
