@@ -22,6 +22,7 @@ mod error;
 mod hooks;
 mod mounts;
 mod namespaces;
+mod network;
 mod plan;
 mod process;
 mod rootfs;

@@ -67,6 +67,15 @@ pub(crate) struct DevicePlan {
     pub gid: u32,
 }
 
+/// A network device of the host that a container takes over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetDevice {
+    /// Its name on the host.
+    pub host: String,
+    /// Its name in the container.
+    pub name: String,
+}
+
 /// Limits and device rules, ready to be written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ResourcePlan {
@@ -114,6 +123,8 @@ pub(crate) struct Plan {
     pub hostname: Option<String>,
     /// NIS domain name.
     pub domainname: Option<String>,
+    /// Network devices of the host that the container takes over.
+    pub net_devices: Vec<NetDevice>,
     /// Files below /proc/sys and their values.
     pub sysctls: Vec<(PathBuf, String)>,
     /// The cgroup, relative to the hierarchy's root.
@@ -183,6 +194,7 @@ impl Plan {
             readonly_paths: absolute_paths("linux.readonlyPaths", linux.readonly_paths())?,
             hostname: name("hostname", spec.hostname())?,
             domainname: name("domainname", spec.domainname())?,
+            net_devices: net_devices(linux, &namespaces)?,
             sysctls: sysctls(linux.sysctl().as_ref(), &namespaces)?,
             cgroup: cgroup::container_path(linux.cgroups_path().as_deref(), id)
                 .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?,
@@ -213,16 +225,7 @@ fn seccomp(linux: &Linux) -> Result<Option<Filter>, PlanError> {
 
 /// Fields that would silently have no effect.
 fn unsupported(linux: &Linux) -> Result<(), PlanError> {
-    let asked = [
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-        (
-            "linux.netDevices",
-            linux
-                .net_devices()
-                .as_ref()
-                .is_some_and(|devices| !devices.is_empty()),
-        ),
-    ];
+    let asked = [("linux.intelRdt", linux.intel_rdt().is_some())];
     match asked.iter().find(|(_, asked)| *asked) {
         Some((field, _)) => Err(PlanError::new(*field, "is not supported; leave it out")),
         None => Ok(()),
@@ -382,6 +385,55 @@ fn sysctls(
     }
     files.sort();
     Ok(files)
+}
+
+fn net_devices(linux: &Linux, namespaces: &NamespacePlan) -> Result<Vec<NetDevice>, PlanError> {
+    let mut devices: Vec<NetDevice> = Vec::new();
+    for (host, device) in linux.net_devices().iter().flatten() {
+        let field = format!("linux.netDevices[{host}]");
+        let own = device.name().clone().filter(|name| !name.is_empty());
+        let name = own.unwrap_or_else(|| host.clone());
+        for name in [host, &name] {
+            if !is_device_name(name) {
+                return Err(PlanError::new(
+                    field,
+                    format!(
+                        "{name:?} is not a name of a network device: 1 to 15 bytes without /, : \
+                         and blanks"
+                    ),
+                ));
+            }
+        }
+        if devices.iter().any(|other| other.name == name) {
+            return Err(PlanError::new(
+                field,
+                format!("there are two devices with the name {name} for the container"),
+            ));
+        }
+        let host = host.clone();
+        devices.push(NetDevice { host, name });
+    }
+    let network = NamespaceKind::Network;
+    if !devices.is_empty()
+        && (!namespaces.is_private(network) || namespaces.is_of_the_caller(network))
+    {
+        return Err(PlanError::new(
+            "linux.netDevices",
+            "needs a network namespace of the container's own in linux.namespaces",
+        ));
+    }
+    devices.sort_by(|one, other| one.host.cmp(&other.host));
+    Ok(devices)
+}
+
+/// What the kernel takes.
+fn is_device_name(name: &str) -> bool {
+    (1..16).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name
+            .bytes()
+            .any(|byte| byte == b'/' || byte == b':' || byte == 0 || byte.is_ascii_whitespace())
 }
 
 /// The file of a sysctl. Names are written with dots, or with slashes when a part (an interface)

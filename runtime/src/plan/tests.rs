@@ -90,6 +90,24 @@ fn the_wrong_field_is_named() {
         wrong(|spec| spec["linux"]["intelRdt"] = json!({"closID": "x"})),
         "linux.intelRdt"
     );
+    for (host, name) in [
+        ("a b", ""),
+        ("eth0", "/"),
+        ("", "x"),
+        ("eth0", "a23456789b123456"),
+    ] {
+        assert_eq!(
+            wrong(|spec| {
+                spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "network"}]);
+                spec["linux"]["netDevices"] = json!({host: {"name": name}});
+            }),
+            format!("linux.netDevices[{host}]")
+        );
+    }
+    assert_eq!(
+        wrong(|spec| spec["linux"]["netDevices"] = json!({"eth0": {}})),
+        "linux.netDevices"
+    );
     for policy in [
         json!({"mode": "MPOL_BIND"}),
         json!({"mode": "MPOL_DEFAULT", "nodes": "0"}),

@@ -17,7 +17,7 @@ use crate::namespaces::{self, Joined, open_proc, write_at};
 use crate::plan::{IdMapping, NamespaceKind, Plan};
 use crate::rootfs::{self, Root};
 use crate::tty::Terminal;
-use crate::{devices, hooks, sys};
+use crate::{devices, hooks, network, sys};
 
 /// What the process inherits.
 pub(super) struct Inherited<'a> {
@@ -81,6 +81,9 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     sys::new_session_keyring().stage(|| "make a session keyring")?;
     finish::connect(inherited.io)?;
     finish::set_host_attributes(&plan.process, proc.as_fd())?;
+    if plan.namespaces.makes(NamespaceKind::Network) {
+        network::raise_loopback().stage(|| "switch the loopback on")?;
+    }
     namespaces::make_late(&plan.namespaces, proc.as_fd())?;
 
     umask(Mode::empty());
@@ -141,10 +144,13 @@ pub(super) fn hand_over(terminal: &Terminal, channel: &Channel) -> Step<()> {
 }
 
 /// Those hooks that run when the mounts are made and the root is not yet entered: the caller's
-/// first, then the ones that run in the container's namespaces.
+/// first, for which it has the network devices moved, then the ones that run in the container's namespaces.
 fn run_early_hooks(inherited: &Inherited<'_>) -> Step<()> {
     let hooks = &inherited.plan.hooks;
-    if hooks.prestart().is_some() || hooks.create_runtime().is_some() {
+    if hooks.prestart().is_some()
+        || hooks.create_runtime().is_some()
+        || !inherited.plan.net_devices.is_empty()
+    {
         inherited
             .channel
             .send(&Message::MountsReady, None)

@@ -17,6 +17,7 @@ use crate::error::{CreateError, ExecError};
 use crate::hooks;
 use crate::mounts::Sources;
 use crate::namespaces::{ChildrenIn, Joined, birth_flags, write_mappings};
+use crate::network::Devices;
 use crate::plan::{NamespaceKind, Plan, ProcessPlan};
 use crate::seccomp::{Filter, Listener};
 use crate::sys::{self, NewProcess};
@@ -155,8 +156,12 @@ pub(crate) fn create(
             .map_err(system("talk to the container's process"))?;
     }
     state.set_pid(Some(child.pid as i32));
-    let terminal = follow(plan, &channel, &mut child, &state)?;
+    let mut devices = None;
+    let terminal = follow(plan, &channel, &mut child, &state, &mut devices)?;
     set_limits(plan, child.pid)?;
+    if let Some(devices) = devices {
+        devices.keep();
+    }
     child
         .release(terminal)
         .ok_or_else(gone)
@@ -211,13 +216,14 @@ fn real_process(channel: &Channel, mut helper: Child) -> Result<Child, CreateErr
     Ok(child)
 }
 
-/// Follows the first process until it is ready, running the caller's hooks on the way. Returns the
-/// master of its terminal.
+/// Follows the first process until it is ready, moving network devices and running the caller's
+/// hooks on the way. Returns the master of its terminal.
 fn follow(
     plan: &Plan,
     channel: &Channel,
     child: &mut Child,
     state: &State,
+    devices: &mut Option<Devices>,
 ) -> Result<Option<OwnedFd>, CreateError> {
     let system = |source| CreateError::System {
         what: "talk to the container's process",
@@ -227,6 +233,9 @@ fn follow(
     loop {
         match channel.receive().map_err(system)? {
             Some((Message::MountsReady, _)) => {
+                if !plan.net_devices.is_empty() {
+                    *devices = Some(Devices::take(&plan.net_devices, child.pid)?);
+                }
                 hooks::run("prestart", plan.hooks.prestart(), state)?;
                 hooks::run("createRuntime", plan.hooks.create_runtime(), state)?;
                 channel.send(&Message::HooksDone, None).map_err(system)?;
