@@ -14,6 +14,7 @@ use crate::hooks;
 use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
 use crate::process::message::{Channel, Message};
 use crate::process::{self, Io, Launched, Launching, Place};
+use crate::resctrl::Group;
 use crate::starting::Starting;
 use crate::state::{Saved, StateDir, StateError, Status, born, is_alive, open_process};
 use crate::sys;
@@ -247,7 +248,17 @@ impl Container {
                 kind => place.namespaces |= kind.flag(),
             }
         }
-        process::exec(&process, filter, &place, io, || self.cgroup_of_first())
+        let shares = Group::new(&self.saved.spec, &self.saved.id)?;
+        let launching = process::exec(&process, filter, &place, io, || self.cgroup_of_first())?;
+        if let Some(group) = shares {
+            group
+                .add(launching.pid())
+                .map_err(|source| ExecError::System {
+                    what: "join the container's resctrl group",
+                    source,
+                })?;
+        }
+        Ok(launching)
     }
 
     /// Sends a signal to the first process.
@@ -373,6 +384,12 @@ impl Container {
             cgroup.kill()?;
             cgroup.wait_empty()?;
             cgroup.remove()?;
+        }
+        // Without the file system there is no group of it any more.
+        if let Ok(Some(group)) = Group::new(&self.saved.spec, &self.saved.id)
+            && let Err(error) = group.remove()
+        {
+            tracing::warn!("container {}: its resctrl group stays: {error}", self.id());
         }
         if let Some(hooks) = self.saved.spec.hooks() {
             let state = self.saved.state(ContainerState::Stopped);

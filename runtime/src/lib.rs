@@ -25,6 +25,7 @@ mod namespaces;
 mod network;
 mod plan;
 mod process;
+mod resctrl;
 mod rootfs;
 mod seccomp;
 mod starting;

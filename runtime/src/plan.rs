@@ -18,6 +18,7 @@ use oci_spec::runtime::{
 use thiserror::Error;
 
 use crate::cgroup::{self, CgroupError, Setting};
+use crate::resctrl::Group;
 use crate::seccomp::Filter;
 
 /// Why a spec cannot be carried out.
@@ -131,6 +132,8 @@ pub(crate) struct Plan {
     pub cgroup: PathBuf,
     /// Its limits.
     pub resources: ResourcePlan,
+    /// Its share of caches and of memory bandwidth.
+    pub shares: Option<Group>,
     /// Hooks.
     pub hooks: Hooks,
     /// The first process.
@@ -152,7 +155,6 @@ impl Plan {
             .linux()
             .as_ref()
             .ok_or_else(|| PlanError::new("linux", "is missing; only Linux containers are run"))?;
-        unsupported(linux)?;
         let namespaces = NamespacePlan::new(linux)?;
         let process = spec
             .process()
@@ -199,6 +201,7 @@ impl Plan {
             cgroup: cgroup::container_path(linux.cgroups_path().as_deref(), id)
                 .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?,
             resources: ResourcePlan::new(linux.resources().as_ref())?,
+            shares: Group::new(spec, id)?,
             hooks: hooks(spec)?,
             process: ProcessPlan::new(process, None, Some(linux))?,
             seccomp: seccomp(linux)?,
@@ -221,15 +224,6 @@ pub(crate) fn join(
 fn seccomp(linux: &Linux) -> Result<Option<Filter>, PlanError> {
     let profile = linux.seccomp().as_ref();
     Ok(profile.map(Filter::compile).transpose()?.flatten())
-}
-
-/// Fields that would silently have no effect.
-fn unsupported(linux: &Linux) -> Result<(), PlanError> {
-    let asked = [("linux.intelRdt", linux.intel_rdt().is_some())];
-    match asked.iter().find(|(_, asked)| *asked) {
-        Some((field, _)) => Err(PlanError::new(*field, "is not supported; leave it out")),
-        None => Ok(()),
-    }
 }
 
 fn rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, PlanError> {

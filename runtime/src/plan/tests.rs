@@ -87,7 +87,8 @@ fn the_wrong_field_is_named() {
         "linux.rootfsPropagation"
     );
     assert_eq!(
-        wrong(|spec| spec["linux"]["intelRdt"] = json!({"closID": "x"})),
+        wrong(|spec| spec["linux"]["intelRdt"] = json!({"closID": "a/b"}))
+            .trim_end_matches(".closID"),
         "linux.intelRdt"
     );
     for (host, name) in [

@@ -156,11 +156,18 @@ pub(crate) fn create(
             .map_err(system("talk to the container's process"))?;
     }
     state.set_pid(Some(child.pid as i32));
+    let shares = plan.shares.as_ref().map(|group| group.enter(child.pid));
+    let shares = shares
+        .transpose()
+        .stage(|| "set the shares of caches and memory bandwidth (resctrl)")?;
     let mut devices = None;
     let terminal = follow(plan, &channel, &mut child, &state, &mut devices)?;
     set_limits(plan, child.pid)?;
     if let Some(devices) = devices {
         devices.keep();
+    }
+    if let Some(shares) = shares {
+        shares.keep();
     }
     child
         .release(terminal)
