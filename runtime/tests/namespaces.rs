@@ -205,6 +205,25 @@ fn a_user_namespace_is_made() {
 }
 
 #[test]
+fn a_user_namespace_takes_no_priority_away() {
+    let mut bundle = Bundle::new("cut -d' ' -f40,41 /proc/self/stat; cat /proc/self/oom_score_adj");
+    map_users(&mut bundle);
+    bundle.spec["process"]["oomScoreAdj"] = json!(7);
+    bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_FIFO", "priority": 3});
+    assert_eq!(bundle.run(), "3 1\n7\n");
+}
+
+#[test]
+fn a_time_namespace_is_joined() {
+    let holder = Holder::new(&["-T", "--boottime", "2000000000"]);
+    let mut bundle = Bundle::new("cut -d. -f1 /proc/uptime");
+    let path = holder.path("time_for_children");
+    bundle.push("/linux/namespaces", json!({"type": "time", "path": path}));
+    let seconds: u64 = bundle.run().trim().parse().unwrap();
+    assert!(seconds >= 2_000_000_000, "{seconds}");
+}
+
+#[test]
 fn a_user_namespace_sees_the_shared_queues_names_and_network() {
     let mut bundle = Bundle::new(
         "for n in ipc net uts; do readlink /proc/self/ns/$n; done; \

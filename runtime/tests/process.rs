@@ -126,6 +126,33 @@ fn scheduling_as_asked() {
 }
 
 #[test]
+fn real_time_as_asked() {
+    // The number of the policy, and the priority, of /proc/<pid>/stat.
+    let mut bundle = Bundle::new("cut -d' ' -f40,41 /proc/self/stat");
+    for (scheduler, expected) in [
+        (json!({"policy": "SCHED_FIFO", "priority": 7}), "7 1\n"),
+        (json!({"policy": "SCHED_RR", "priority": 99}), "99 2\n"),
+        (json!({"policy": "SCHED_IDLE"}), "0 5\n"),
+    ] {
+        bundle.spec["process"]["scheduler"] = scheduler;
+        assert_eq!(bundle.run(), expected);
+    }
+    // Such a process makes no others, as hooks and the set-up would.
+    let log = bundle.dir.join("log");
+    bundle.spec["hooks"] = json!({"createContainer": [{"path": "/bin/sh",
+        "args": ["sh", "-c", format!("echo ran > {}", log.display())]}]});
+    bundle.spec["process"]["args"] = json!(["cut", "-d", " ", "-f41", "/proc/self/stat"]);
+    bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_DEADLINE",
+        "runtime": 10_000_000, "deadline": 100_000_000, "period": 100_000_000});
+    assert_eq!(bundle.run(), "6\n");
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "ran\n");
+
+    bundle.spec["process"]["scheduler"]["runtime"] = json!(200_000_000);
+    let error = bundle.fail().0;
+    assert!(error.starts_with("set the scheduler: "), "{error}");
+}
+
+#[test]
 fn memory_is_taken_from_the_nodes_of_the_policy() {
     let mut bundle = Bundle::new("grep -m1 -o 'bind[^ ]*' /proc/self/numa_maps; sleep 1000");
     bundle.spec["linux"]["memoryPolicy"] =

@@ -54,20 +54,30 @@ pub(super) fn connect(io: &Io) -> Step<()> {
     all().stage(|| "connect the standard streams")
 }
 
-/// Attributes that need the rights, and the /proc, of the host.
-pub(super) fn set_host_attributes(process: &ProcessPlan, proc: BorrowedFd<'_>) -> Step<()> {
+/// How much the host gives to a process: what takes the rights, and the /proc, of the host. `pid` is
+/// 0 for the calling process.
+pub(super) fn set_priorities(process: &ProcessPlan, proc: BorrowedFd<'_>, pid: u32) -> Step<()> {
     if let Some(value) = process.oom_score_adj {
-        write_at(proc, "self/oom_score_adj", &value.to_string())
+        let file = match pid {
+            0 => "self/oom_score_adj".to_owned(),
+            pid => format!("{pid}/oom_score_adj"),
+        };
+        write_at(proc, &file, &value.to_string())
             .stage(|| format!("set oom_score_adj to {value}"))?;
     }
-    if let Some(cpus) = &process.affinity {
-        sys::set_affinity(cpus).stage(|| "set the processor affinity")?;
-    }
     if let Some(scheduler) = process.scheduler {
-        sys::set_scheduler(scheduler).stage(|| "set the scheduler")?;
+        sys::set_scheduler(pid, scheduler).stage(|| "set the scheduler")?;
     }
     if let Some((class, level)) = process.io_priority {
-        sys::set_io_priority(class, level).stage(|| "set the io priority")?;
+        sys::set_io_priority(pid, class, level).stage(|| "set the io priority")?;
+    }
+    Ok(())
+}
+
+/// What the calling process sets for itself.
+pub(super) fn set_own_attributes(process: &ProcessPlan) -> Step<()> {
+    if let Some(cpus) = &process.affinity {
+        sys::set_affinity(cpus).stage(|| "set the processor affinity")?;
     }
     if let Some(policy) = &process.memory_policy {
         sys::set_memory_policy(policy.mode, &policy.nodes).stage(|| "set the memory policy")?;
@@ -75,11 +85,12 @@ pub(super) fn set_host_attributes(process: &ProcessPlan, proc: BorrowedFd<'_>) -
     if let Some(domain) = process.personality {
         sys::set_personality(domain).stage(|| "set the personality")?;
     }
-    set_labels(process, proc)
+    Ok(())
 }
 
-/// Security labels for the command.
-fn set_labels(process: &ProcessPlan, proc: BorrowedFd<'_>) -> Step<()> {
+/// Security labels for the program that the calling process becomes next, hooks among them. `proc`
+/// is the host's.
+pub(super) fn set_labels(process: &ProcessPlan, proc: BorrowedFd<'_>) -> Step<()> {
     if let Some(profile) = &process.apparmor_profile {
         let text = format!("exec {profile}");
         write_at(proc, "self/attr/apparmor/exec", &text)

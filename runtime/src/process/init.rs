@@ -80,7 +80,7 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     setsid().stage(|| "make a session")?;
     sys::new_session_keyring().stage(|| "make a session keyring")?;
     finish::connect(inherited.io)?;
-    finish::set_host_attributes(&plan.process, proc.as_fd())?;
+    finish::set_own_attributes(&plan.process)?;
     if plan.namespaces.makes(NamespaceKind::Network) {
         network::raise_loopback().stage(|| "switch the loopback on")?;
     }
@@ -126,6 +126,7 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     if plan.readonly_root {
         rootfs::make_root_readonly().stage(|| "make the root read-only")?;
     }
+    finish::set_labels(&plan.process, proc.as_fd())?;
     // Descriptors of the host must not be there when a path of the container is used.
     drop((proc, root));
     let prepared = finish::become_user(&plan.process, plan.seccomp.clone(), channel)?;

@@ -45,7 +45,9 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     setsid().stage(|| "make a session")?;
     sys::new_session_keyring().stage(|| "make a session keyring")?;
     finish::connect(inherited.io)?;
-    finish::set_host_attributes(process, proc.as_fd())?;
+    finish::set_own_attributes(process)?;
+    finish::set_priorities(process, proc.as_fd(), 0)?;
+    finish::set_labels(process, proc.as_fd())?;
     // From here on nothing is opened by a path of the host, and nothing of the host stays open.
     drop(proc);
     let user = if inherited.user {

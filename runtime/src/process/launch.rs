@@ -9,14 +9,14 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitIdStatus, pidfd_open, pidfd_send_signal, prlimit,
 };
 
-use super::finish::limit_stage;
+use super::finish::{limit_stage, set_priorities};
 use super::message::{Channel, Failure, Message, Stage, Step};
 use super::{Io, Launched, init, join, reap};
 use crate::cgroup::Cgroup;
 use crate::error::{CreateError, ExecError};
 use crate::hooks;
 use crate::mounts::Sources;
-use crate::namespaces::{ChildrenIn, Joined, birth_flags, write_mappings};
+use crate::namespaces::{ChildrenIn, Joined, birth_flags, open_proc, write_mappings};
 use crate::network::Devices;
 use crate::plan::{NamespaceKind, Plan, ProcessPlan};
 use crate::seccomp::{Filter, Listener};
@@ -262,9 +262,11 @@ fn follow(
     }
 }
 
-/// Sets the limits of the first process from outside, where a user namespace takes no rights away,
-/// and when it no longer opens anything itself.
+/// Sets the limits and priorities of the first process from outside, where a user namespace takes no
+/// rights away, and when it no longer opens anything itself.
 fn set_limits(plan: &Plan, pid: u32) -> Result<(), Failure> {
+    let proc = open_proc().stage(|| "open /proc")?;
+    set_priorities(&plan.process, proc.as_fd(), pid)?;
     for &(resource, limit) in &plan.process.rlimits {
         prlimit(Pid::from_raw(pid as i32), resource, limit)
             .stage(|| limit_stage(resource, limit))?;

@@ -76,15 +76,16 @@ pub(crate) fn set_personality(domain: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the io priority of the process: `class` is an `IOPRIO_CLASS_*`.
-pub(crate) fn set_io_priority(class: u32, level: u32) -> io::Result<()> {
+/// Sets the io priority of a process, of the calling one if `pid` is 0: `class` is an
+/// `IOPRIO_CLASS_*`.
+pub(crate) fn set_io_priority(pid: u32, class: u32, level: u32) -> io::Result<()> {
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
-    // SAFETY: takes three integers; process 0 is the caller.
+    // SAFETY: takes three integers.
     check(unsafe {
         libc::syscall(
             libc::SYS_ioprio_set,
             IOPRIO_WHO_PROCESS,
-            0,
+            pid,
             (class << 13) | level,
         )
     })?;
@@ -110,8 +111,8 @@ pub(crate) struct SchedulerAttributes {
     pub period: u64,
 }
 
-/// Sets the scheduling policy of the process.
-pub(crate) fn set_scheduler(attributes: SchedulerAttributes) -> io::Result<()> {
+/// Sets the scheduling policy of a process, of the calling one if `pid` is 0.
+pub(crate) fn set_scheduler(pid: u32, attributes: SchedulerAttributes) -> io::Result<()> {
     /// The first version of the kernel's structure.
     #[repr(C)]
     struct SchedAttr {
@@ -134,8 +135,8 @@ pub(crate) fn set_scheduler(attributes: SchedulerAttributes) -> io::Result<()> {
         deadline: attributes.deadline,
         period: attributes.period,
     };
-    // SAFETY: `attr` says its own size and outlives the call; process 0 is the caller.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })?;
+    // SAFETY: `attr` says its own size and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) })?;
     Ok(())
 }
 
