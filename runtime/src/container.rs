@@ -1,5 +1,6 @@
 //! Containers: making one, finding one again, and everything that can be done with it.
 
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
@@ -13,6 +14,7 @@ use crate::hooks;
 use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
 use crate::process::message::{Channel, Message};
 use crate::process::{self, Io, Launched, Launching, Place};
+use crate::resctrl::Group;
 use crate::starting::Starting;
 use crate::state::{Saved, StateDir, StateError, Status, born, is_alive, open_process};
 use crate::sys;
@@ -240,11 +242,17 @@ impl Container {
             id: self.saved.id.clone(),
             source,
         };
+        let first = self
+            .first
+            .as_ref()
+            .ok_or_else(|| ErrorKind::NotFound.into());
+        let first = first.and_then(OwnedFd::try_clone).map_err(unreachable)?;
         let channel = Channel::from(self.dir.connect().map_err(unreachable)?);
         channel.send(&Message::Start, None).map_err(unreachable)?;
         Ok(Starting::new(
             channel,
-            self.saved.spec.hooks().clone(),
+            first,
+            &self.saved.spec,
             self.saved.state(ContainerState::Running),
         ))
     }
@@ -295,6 +303,7 @@ impl Container {
             pid: false,
             user: false,
             cgroup: &cgroup,
+            state: self.state(),
         };
         let namespaces = self
             .saved
@@ -310,7 +319,18 @@ impl Container {
                 kind => place.namespaces |= kind.flag(),
             }
         }
-        process::exec(&process, filter, &place, options, || self.cgroup_of_first())
+        let shares = Group::new(&self.saved.spec, &self.saved.id)?;
+        let launching =
+            process::exec(&process, filter, &place, options, || self.cgroup_of_first())?;
+        if let Some(group) = shares {
+            group
+                .add(launching.pid())
+                .map_err(|source| ExecError::System {
+                    what: "join the container's resctrl group",
+                    source,
+                })?;
+        }
+        Ok(launching)
     }
 
     /// Sends a signal to the first process.
@@ -444,6 +464,12 @@ impl Container {
             cgroup.kill()?;
             cgroup.wait_empty()?;
             cgroup.remove()?;
+        }
+        // Without the file system there is no group of it any more.
+        if let Ok(Some(group)) = Group::new(&self.saved.spec, &self.saved.id)
+            && let Err(error) = group.remove()
+        {
+            tracing::warn!("container {}: its resctrl group stays: {error}", self.id());
         }
         if let Some(hooks) = self.saved.spec.hooks() {
             let state = self.saved.state(ContainerState::Stopped);

@@ -26,8 +26,8 @@ impl BundleDir {
         let path = bundle.join(CONFIG);
         let text =
             std::fs::read(&path).with_context(|| format!("read the spec {}", path.display()))?;
-        let spec = serde_json::from_slice(&text)
-            .with_context(|| format!("the spec {}", path.display()))?;
+        let spec =
+            runtime::parse_spec(&text).with_context(|| format!("the spec {}", path.display()))?;
         Ok((bundle, spec))
     }
 }

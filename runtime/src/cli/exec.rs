@@ -213,5 +213,5 @@ impl Exec {
 
 fn read(path: &PathBuf) -> Result<Process> {
     let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    serde_json::from_slice(&text).with_context(|| format!("the process in {}", path.display()))
+    runtime::parse_process(&text).with_context(|| format!("the process in {}", path.display()))
 }

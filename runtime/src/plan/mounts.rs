@@ -102,6 +102,11 @@ impl MountPlan {
             if source.as_os_str().is_empty() {
                 return Err(fail("a bind mount needs a source".to_owned()));
             }
+            if let Some((name, _)) = options.data.first() {
+                return Err(fail(format!(
+                    "a bind mount has the options of its source; leave out {name:?}"
+                )));
+            }
             MountKind::Bind {
                 source: bundle.join(source),
                 recursive,
@@ -116,7 +121,7 @@ impl MountPlan {
                         .into_os_string()
                         .into_string()
                         .map_err(|_| fail("the source is not text".to_owned()))?,
-                    options: options.data,
+                    options: [options.superblock, options.data].concat(),
                     copy_up: options.copy_up,
                 },
             }
@@ -184,8 +189,12 @@ const OTHER_OPTIONS: &[&str] = &[
     "async",
     "bind",
     "defaults",
+    "dirsync",
     "idmap",
+    "iversion",
+    "lazytime",
     "loud",
+    "mand",
     "noiversion",
     "nolazytime",
     "nomand",
@@ -198,7 +207,9 @@ const OTHER_OPTIONS: &[&str] = &[
     "rslave",
     "runbindable",
     "shared",
+    "silent",
     "slave",
+    "sync",
     "tmpcopyup",
     "unbindable",
 ];
@@ -215,6 +226,8 @@ struct Options {
     copy_up: bool,
     /// Mapped ids, and whether recursively.
     id_map: Option<bool>,
+    /// Options of every file system, which mean nothing for a part of one.
+    superblock: Vec<(String, Option<String>)>,
     data: Vec<(String, Option<String>)>,
 }
 
@@ -236,8 +249,11 @@ impl Options {
             "tmpcopyup" => self.copy_up = true,
             "idmap" => self.id_map = Some(false),
             "ridmap" => self.id_map = Some(true),
-            // What these switch off is off in a new file system.
-            "async" | "nomand" | "nolazytime" | "loud" | "noiversion" => {}
+            "sync" | "async" | "dirsync" | "mand" | "nomand" | "lazytime" | "nolazytime" => {
+                self.superblock.push((option.to_owned(), None));
+            }
+            // How much the kernel logs; and versions of inodes, which it counts where it can.
+            "silent" | "loud" | "iversion" | "noiversion" => {}
             _ => match propagation(option) {
                 Some(propagation) => self.propagation.push(propagation),
                 None => self.data(option),
@@ -359,6 +375,14 @@ mod tests {
         assert_eq!(options.bind, Some(true));
         assert_eq!(options.propagation, [(libc::MS_SLAVE, true)]);
         assert!(options.data.is_empty());
+    }
+
+    #[test]
+    fn what_concerns_a_whole_file_system_is_kept_apart() {
+        let options = options(&["sync", "silent", "size=1m", "loud", "noiversion", "async"]);
+        let names: Vec<_> = options.superblock.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["sync", "async"]);
+        assert_eq!(options.data.len(), 1);
     }
 
     #[test]

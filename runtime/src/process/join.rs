@@ -3,7 +3,6 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::setsid;
 
 use super::Io;
@@ -11,6 +10,7 @@ use super::finish;
 use super::init::{hand_over, report};
 use super::message::{Channel, Stage, Step};
 use crate::container::ExecOptions;
+use crate::namespaces::open_proc;
 use crate::plan::ProcessPlan;
 use crate::seccomp::Filter;
 use crate::sys;
@@ -42,15 +42,16 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     sys::reset_signals();
     // The memory is a copy of the caller's: no process of the container may look into it.
     sys::set_dumpable(false).stage(|| "close the memory to the container")?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
+    let proc = open_proc().stage(|| "open /proc")?;
     setsid().stage(|| "make a session")?;
     let options = inherited.options;
     if !options.keep_keyring {
         sys::new_session_keyring().stage(|| "make a session keyring")?;
     }
     finish::connect(&options.io)?;
-    finish::set_host_attributes(process, proc.as_fd())?;
+    finish::set_own_attributes(process)?;
+    finish::set_priorities(process, proc.as_fd(), 0)?;
+    finish::set_labels(process, proc.as_fd())?;
     // From here on nothing is opened by a path of the host, and nothing of the host stays open.
     drop(proc);
     let user = if inherited.user {
@@ -72,6 +73,6 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
         finish::set_limits(&process.rlimits)?;
     }
     finish::let_go_of_the_host(options.preserve_fds, &[inherited.channel.as_fd()])?;
-    let prepared = finish::become_user(process, inherited.filter.clone())?;
+    let prepared = finish::become_user(process, inherited.filter.clone(), &inherited.channel)?;
     prepared.execute(process, options.preserve_fds, &inherited.channel)
 }
