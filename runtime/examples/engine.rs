@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::LinuxResources;
 use runtime::{
     CgroupDriver, Container, CreateError, CreateOptions, ExecError, Io, Launched, StartError,
-    TerminalSize,
+    TerminalSize, parse_process, parse_spec,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -24,7 +24,7 @@ struct Script {
     id: String,
     bundle: PathBuf,
     state_dir: PathBuf,
-    spec: Spec,
+    spec: Value,
     /// Written to the first process's terminal; with it, it has one.
     terminal: Option<String>,
     steps: Vec<Step>,
@@ -38,7 +38,7 @@ enum Step {
     Start,
     /// Adds a process and waits for its end.
     Exec {
-        process: Box<Process>,
+        process: Value,
         /// Written to its terminal; with it, it has one.
         terminal: Option<String>,
     },
@@ -146,10 +146,14 @@ impl Driver {
         Ok(match step {
             Step::Create => {
                 let (io, output) = streams(script.terminal.as_ref())?;
+                let spec = match parse_spec(script.spec.to_string().as_bytes()) {
+                    Ok(spec) => spec,
+                    Err(failed) => return Ok(error(&failed, "plan")),
+                };
                 let created = Container::create(CreateOptions {
                     id: script.id.clone(),
                     bundle: script.bundle.clone(),
-                    spec: script.spec.clone(),
+                    spec,
                     state_dir: script.state_dir.clone(),
                     io,
                     cgroup: CgroupDriver::Cgroupfs,
@@ -189,6 +193,10 @@ impl Driver {
             },
             Step::Exec { process, terminal } => {
                 let (io, output) = streams(terminal.as_ref())?;
+                let process = match parse_process(process.to_string().as_bytes()) {
+                    Ok(process) => process,
+                    Err(failed) => return Ok(error(&failed, "plan")),
+                };
                 match existing()?.exec(&process, io) {
                     Ok(launched) => Running {
                         launched,
