@@ -99,10 +99,11 @@ impl Running {
     }
 }
 
-/// Streams for a process: a terminal, or nothing in and a file in memory for both outputs.
-fn streams(terminal: Option<&String>) -> Result<(Io, Option<File>)> {
+/// Streams for a process: a terminal, or nothing in and a file in memory for both outputs. The size
+/// of the terminal is that of the process, if it has one.
+fn streams(terminal: Option<&String>, process: &Value) -> Result<(Io, Option<File>)> {
     if terminal.is_some() {
-        let size = Some(TerminalSize {
+        let size = process["consoleSize"].is_null().then_some(TerminalSize {
             columns: 80,
             rows: 25,
         });
@@ -145,7 +146,7 @@ impl Driver {
         let existing = || container.as_ref().context("no container");
         Ok(match step {
             Step::Create => {
-                let (io, output) = streams(script.terminal.as_ref())?;
+                let (io, output) = streams(script.terminal.as_ref(), &script.spec["process"])?;
                 let spec = match parse_spec(script.spec.to_string().as_bytes()) {
                     Ok(spec) => spec,
                     Err(failed) => return Ok(error(&failed, "plan")),
@@ -192,7 +193,7 @@ impl Driver {
                 }
             },
             Step::Exec { process, terminal } => {
-                let (io, output) = streams(terminal.as_ref())?;
+                let (io, output) = streams(terminal.as_ref(), &process)?;
                 let process = match parse_process(process.to_string().as_bytes()) {
                     Ok(process) => process,
                     Err(failed) => return Ok(error(&failed, "plan")),
