@@ -29,6 +29,9 @@ fn the_environment_is_that_of_the_spec_with_a_home() {
     assert_eq!(bundle.run(), "PATH=/bin\nA=b=c\nHOME=/home/ann\n");
     bundle.spec["process"]["env"] = json!(["PATH=/bin", "HOME=/else"]);
     assert_eq!(bundle.run(), "PATH=/bin\nHOME=/else\n");
+    // The last of a name counts.
+    bundle.spec["process"]["env"] = json!(["PATH=/nowhere", "HOME=/a", "PATH=/bin", "HOME=/b"]);
+    assert_eq!(bundle.run(), "PATH=/bin\nHOME=/b\n");
     bundle.spec["process"]["env"] = json!(["PATH=/bin"]);
     bundle.spec["process"]["user"]["uid"] = json!(77);
     assert_eq!(bundle.run(), "PATH=/bin\nHOME=/\n");

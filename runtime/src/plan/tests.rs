@@ -46,6 +46,12 @@ fn the_wrong_field_is_named() {
         wrong(|spec| spec["process"]["args"] = json!(["a\0b"])),
         "process.args"
     );
+    for entry in ["A", "=b", "A=\0"] {
+        assert_eq!(
+            wrong(|spec| spec["process"]["env"] = json!(["X=1", entry])),
+            "process.env[1]"
+        );
+    }
     assert_eq!(
         wrong(|spec| spec["process"]["cwd"] = json!("x")),
         "process.cwd"
