@@ -8,10 +8,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::LinuxResources;
 use runtime::{
     CgroupDriver, Container, CreateError, CreateOptions, ExecError, Io, LaunchOptions, Launched,
-    StartError, TerminalSize,
+    StartError, TerminalSize, parse_process, parse_spec,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -24,7 +24,7 @@ struct Script {
     id: String,
     bundle: PathBuf,
     state_dir: PathBuf,
-    spec: Spec,
+    spec: Value,
     /// Written to the first process's terminal; with it, it has one.
     terminal: Option<String>,
     steps: Vec<Step>,
@@ -38,7 +38,7 @@ enum Step {
     Start,
     /// Adds a process and waits for its end.
     Exec {
-        process: Box<Process>,
+        process: Value,
         /// Written to its terminal; with it, it has one.
         terminal: Option<String>,
     },
@@ -99,10 +99,11 @@ impl Running {
     }
 }
 
-/// Streams for a process: a terminal, or nothing in and a file in memory for both outputs.
-fn streams(terminal: Option<&String>) -> Result<(Io, Option<File>)> {
+/// Streams for a process: a terminal, or nothing in and a file in memory for both outputs. The size
+/// of the terminal is that of the process, if it has one.
+fn streams(terminal: Option<&String>, process: &Value) -> Result<(Io, Option<File>)> {
     if terminal.is_some() {
-        let size = Some(TerminalSize {
+        let size = process["consoleSize"].is_null().then_some(TerminalSize {
             columns: 80,
             rows: 25,
         });
@@ -145,11 +146,15 @@ impl Driver {
         let existing = || container.as_ref().context("no container");
         Ok(match step {
             Step::Create => {
-                let (io, output) = streams(script.terminal.as_ref())?;
+                let (io, output) = streams(script.terminal.as_ref(), &script.spec["process"])?;
+                let spec = match parse_spec(script.spec.to_string().as_bytes()) {
+                    Ok(spec) => spec,
+                    Err(failed) => return Ok(error(&failed, "plan")),
+                };
                 let created = Container::create(CreateOptions {
                     id: script.id.clone(),
                     bundle: script.bundle.clone(),
-                    spec: script.spec.clone(),
+                    spec,
                     state_dir: script.state_dir.clone(),
                     io,
                     cgroup: CgroupDriver::Cgroupfs,
@@ -189,7 +194,11 @@ impl Driver {
                 }
             },
             Step::Exec { process, terminal } => {
-                let (io, output) = streams(terminal.as_ref())?;
+                let (io, output) = streams(terminal.as_ref(), &process)?;
+                let process = match parse_process(process.to_string().as_bytes()) {
+                    Ok(process) => process,
+                    Err(failed) => return Ok(error(&failed, "plan")),
+                };
                 match existing()?.exec(&process, io) {
                     Ok(launched) => Running {
                         launched,

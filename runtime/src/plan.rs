@@ -204,7 +204,11 @@ impl Plan {
             resources: ResourcePlan::new(linux.resources().as_ref())?,
             shares: Group::new(spec, id)?,
             hooks: hooks(spec)?,
-            process: ProcessPlan::new(process, None, Some(linux))?,
+            process: {
+                let process = ProcessPlan::new(process, None, Some(linux))?;
+                namespaces.check_user(process.uid, process.gid, &process.groups)?;
+                process
+            },
             seccomp: seccomp(linux)?,
             namespaces,
         })

@@ -254,7 +254,7 @@ fn devices_and_links() {
          for l in fd stdin ptmx; do readlink /dev/$l; done; umask 0; echo x > /dev/null",
     );
     bundle.spec["linux"]["devices"] = json!([
-        {"path": "/dev/own", "type": "c", "major": 1, "minor": 5, "fileMode": 0o604, "uid": 5,
+        {"path": "/dev/own", "type": "c", "major": 1, "minor": 5, "fileMode": 0o020604, "uid": 5,
          "gid": 6},
         {"path": "/dev/deep/fifo", "type": "p", "fileMode": 0o640},
         {"path": "/dev/tty", "type": "c", "major": 5, "minor": 0, "fileMode": 0o600},
@@ -427,4 +427,80 @@ fn only_proc_is_mounted_on_proc() {
     bundle.spec["mounts"][0] =
         json!({"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind"]});
     bundle.run();
+}
+
+#[test]
+fn a_device_that_is_another_is_an_error() {
+    let mut bundle = Bundle::new("stat -c '%F %t:%T' /dev/same");
+    let device = |minor: u32| json!({"path": "/dev/same", "type": "c", "major": 1, "minor": minor});
+    bundle.spec["linux"]["devices"] = json!([device(5), device(5)]);
+    assert_eq!(bundle.run(), "character special file 1:5\n");
+    bundle.spec["linux"]["devices"] = json!([device(5), device(3)]);
+    let error = bundle.fail().0;
+    assert!(
+        error.contains("make device /dev/same: something else"),
+        "{error}"
+    );
+    for (device, field) in [
+        (
+            json!({"path": "/dev/x", "type": "a"}),
+            "linux.devices[/dev/x]",
+        ),
+        (
+            json!({"path": "/dev/x", "type": "c", "major": -1}),
+            "linux.devices[/dev/x]",
+        ),
+        (json!({"path": "/dev/x"}), "linux.devices[0].type"),
+        (
+            json!({"path": "/dev/x", "type": "z"}),
+            "linux.devices[0].type",
+        ),
+    ] {
+        bundle.spec["linux"]["devices"] = json!([device]);
+        let error = bundle.fail().0;
+        assert!(error.starts_with(field), "{error}");
+    }
+}
+
+#[test]
+fn the_cgroup_mount_shows_what_the_namespace_shows() {
+    let mut bundle = Bundle::new(
+        "own=$(sed -n s/^0:://p /proc/self/cgroup); echo $own; cat /sys/fs/cgroup$own/cgroup.procs",
+    );
+    let text = bundle.run();
+    assert!(text.starts_with("/\n1\n"), "{text}");
+    bundle.without_namespace("cgroup");
+    let text = bundle.run();
+    let own = format!("/joey-test/{}\n1\n", bundle.id);
+    assert!(text.contains(&own), "{text}");
+}
+
+#[test]
+fn symbolic_links_may_be_followed_or_not() {
+    let mut bundle = Bundle::new("cat /links/to; cat /links/real");
+    let host = bundle.dir.join("host");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("real"), "content\n").unwrap();
+    symlink("real", host.join("to")).unwrap();
+    for (options, expected) in [
+        (json!(["rbind", "rnosymfollow"]), "content\n"),
+        (
+            json!(["bind", "nosymfollow", "symfollow"]),
+            "content\ncontent\n",
+        ),
+    ] {
+        bundle.spec["mounts"]
+            .as_array_mut()
+            .unwrap()
+            .push(json!({"destination": "/links", "source": host, "options": options}));
+        let outcomes =
+            bundle.take(json!(["create", "start", "wait", {"delete": {"force": false}}]));
+        let text = outcomes[2]["output"].as_str().unwrap();
+        assert!(text.ends_with(expected), "{text}");
+        assert_eq!(
+            text.contains("symbolic link"),
+            expected == "content\n",
+            "{text}"
+        );
+    }
 }

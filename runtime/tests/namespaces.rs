@@ -266,7 +266,8 @@ fn a_user_namespace_is_joined_with_others_made_in_it() {
         std::fs::write(format!("/proc/{}/{map}", holder.0.id()), "0 100000 65536").unwrap();
     }
     let mut bundle = Bundle::new(
-        "for n in user net; do readlink /proc/self/ns/$n; done; id -u; echo pid $$; hostname; ls /sys/class/net",
+        "for n in user net; do readlink /proc/self/ns/$n; done; id -u; echo pid $$; hostname; \
+         ls /sys/class/net; stat -c %u /mapped",
     );
     give_root(&bundle);
     join(&mut bundle, "user", &holder.path("user"));
@@ -278,6 +279,13 @@ fn a_user_namespace_is_joined_with_others_made_in_it() {
     let error = bundle.fail().0;
     assert!(error.starts_with("linux.gidMappings: "), "{error}");
     bundle.spec["linux"]["gidMappings"] = maps(100_000);
+    // An id-mapped mount takes the namespace's.
+    let host = bundle.dir.join("host");
+    std::fs::create_dir(&host).unwrap();
+    bundle.push(
+        "/mounts",
+        json!({"destination": "/mapped", "source": host, "options": ["rbind", "idmap"]}),
+    );
     let outcomes = bundle.take(
         json!(["create", "start", "wait", {"delete": {"force": false}},
         "children"]),
@@ -286,7 +294,7 @@ fn a_user_namespace_is_joined_with_others_made_in_it() {
     assert_eq!(
         outcomes[2]["output"],
         format!(
-            "{}\n{}\n0\npid 1\ninside\nlo\n",
+            "{}\n{}\n0\npid 1\ninside\nlo\n0\n",
             holder.link("user"),
             holder.link("net")
         )

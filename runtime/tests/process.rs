@@ -29,6 +29,9 @@ fn the_environment_is_that_of_the_spec_with_a_home() {
     assert_eq!(bundle.run(), "PATH=/bin\nA=b=c\nHOME=/home/ann\n");
     bundle.spec["process"]["env"] = json!(["PATH=/bin", "HOME=/else"]);
     assert_eq!(bundle.run(), "PATH=/bin\nHOME=/else\n");
+    // The last of a name counts.
+    bundle.spec["process"]["env"] = json!(["PATH=/nowhere", "HOME=/a", "PATH=/bin", "HOME=/b"]);
+    assert_eq!(bundle.run(), "PATH=/bin\nHOME=/b\n");
     bundle.spec["process"]["env"] = json!(["PATH=/bin"]);
     bundle.spec["process"]["user"]["uid"] = json!(77);
     assert_eq!(bundle.run(), "PATH=/bin\nHOME=/\n");
@@ -59,6 +62,50 @@ fn capabilities_are_those_of_the_spec() {
     assert_eq!(field(&bundle.run(), "CapPrm"), "0000000000000420");
     bundle.spec["process"]["noNewPrivileges"] = json!(false);
     assert_eq!(field(&bundle.run(), "CapPrm"), "0000000000000421");
+}
+
+#[test]
+fn capabilities_that_cannot_be_given_are_left_out() {
+    let mut bundle = Bundle::new("cat /proc/self/status");
+    bundle.spec["process"]["capabilities"] = json!({
+        "bounding": ["CAP_KILL", "CAP_FROM_THE_FUTURE"],
+        "effective": ["CAP_KILL"],
+        "permitted": ["CAP_KILL", "CAP_FROM_THE_FUTURE"],
+        "inheritable": null,
+        "ambient": ["CAP_KILL"],
+    });
+    let status = bundle.run();
+    assert_eq!(field(&status, "CapBnd"), "0000000000000020");
+    // Ambient is what is permitted and inheritable.
+    assert_eq!(field(&status, "CapInh"), "0000000000000000");
+    assert_eq!(field(&status, "CapAmb"), "0000000000000000");
+}
+
+#[test]
+fn a_wrong_field_of_a_process_is_named() {
+    let mut bundle = Bundle::new("exec sleep 1000");
+    let added = |process: Value| json!({"exec": {"process": process}});
+    let outcomes = bundle.take(json!(["create", "start",
+        added(json!({"args": ["true"], "cwd": "/", "rlimits": [{"type": "RLIMIT_BOGUS"}]})),
+        added(json!({"args": ["true"]})),
+        added(json!({"args": ["true"], "cwd": "/", "user": {"username": "nobody"}})),
+        {"delete": {"force": true}}]));
+    let said = |index: usize| outcomes[index]["error"].as_str().unwrap();
+    assert!(said(2).starts_with("process.rlimits[0].type: unknown variant `RLIMIT_BOGUS`"));
+    assert!(said(3).starts_with("process.cwd: "), "{}", said(3));
+    assert_eq!(outcomes[4]["code"], 0);
+
+    bundle.spec["process"]["rlimits"] = json!([{"type": "RLIMIT_CPU", "soft": -1, "hard": 1}]);
+    let (error, kind) = bundle.fail();
+    assert_eq!(kind, "plan");
+    assert!(error.starts_with("process.rlimits[0].soft: "), "{error}");
+}
+
+#[test]
+fn the_personality_is_as_asked() {
+    let mut bundle = Bundle::new("uname -m");
+    bundle.spec["linux"]["personality"] = json!({"domain": "LINUX32", "flags": ["ODD"]});
+    assert_eq!(bundle.run(), "i686\n");
 }
 
 #[test]

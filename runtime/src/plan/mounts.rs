@@ -385,6 +385,21 @@ mod tests {
         assert_eq!(options.data.len(), 1);
     }
 
+    /// The names that runc 1.3 knows: none of them is for the file system itself.
+    #[test]
+    fn all_the_usual_options_are_known() {
+        let known = "async atime bind defaults dev diratime dirsync exec iversion lazytime loud mand \
+            noatime nodev nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime \
+            nosuid nosymfollow private ratime rbind rdev rdiratime relatime remount rexec rnoatime \
+            rnodev rnodiratime rnoexec rnorelatime rnostrictatime rnosuid rnosymfollow ro rprivate \
+            rrelatime rro rrw rshared rslave rstrictatime rsuid rsymfollow runbindable rw shared \
+            silent slave strictatime suid symfollow sync tmpcopyup unbindable idmap ridmap";
+        for option in known.split_whitespace() {
+            assert!(options(&[option]).data.is_empty(), "{option}");
+        }
+        assert_eq!(options(&["rsync"]).data.len(), 1);
+    }
+
     #[test]
     fn access_time_options_replace_each_other() {
         let options = options(&["noatime", "strictatime"]);

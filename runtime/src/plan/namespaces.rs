@@ -240,6 +240,35 @@ impl NamespacePlan {
         Ok(())
     }
 
+    /// A process can only have ids that its user namespace knows.
+    pub(super) fn check_user(&self, uid: u32, gid: u32, groups: &[u32]) -> Result<(), PlanError> {
+        if !self.has_user() {
+            return Ok(());
+        }
+        let check = |field, id: u32, maps: &[IdMapping]| {
+            let known = |map: &IdMapping| id >= map.inside && id - map.inside < map.length;
+            if maps.iter().any(known) {
+                return Ok(());
+            }
+            let ranges: Vec<String> = maps
+                .iter()
+                .map(|map| format!("{}+{}", map.inside, map.length))
+                .collect();
+            Err(PlanError::new(
+                field,
+                format!(
+                    "{id} is not mapped in the user namespace, which has {}",
+                    ranges.join(", ")
+                ),
+            ))
+        };
+        check("process.user.uid", uid, &self.uid_mappings)?;
+        check("process.user.gid", gid, &self.gid_mappings)?;
+        groups
+            .iter()
+            .try_for_each(|&gid| check("process.user.additionalGids", gid, &self.gid_mappings))
+    }
+
     fn offsets(&mut self, linux: &Linux) -> Result<(), PlanError> {
         let mut offsets: Vec<_> = linux.time_offsets().iter().flatten().collect();
         if offsets.is_empty() {
@@ -257,6 +286,12 @@ impl NamespacePlan {
                 return Err(PlanError::new(
                     "linux.timeOffsets",
                     format!("{clock:?} is not one of monotonic, boottime"),
+                ));
+            }
+            if offset.nanosecs().unwrap_or(0) >= 1_000_000_000 {
+                return Err(PlanError::new(
+                    format!("linux.timeOffsets[{clock}].nanosecs"),
+                    "is not below 1000000000; the rest belongs to secs",
                 ));
             }
             self.time_offsets.push_str(&format!(

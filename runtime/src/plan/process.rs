@@ -91,12 +91,7 @@ impl ProcessPlan {
                 format!("{:?} is not absolute", process.cwd()),
             ));
         }
-        let env = process
-            .env()
-            .iter()
-            .flatten()
-            .map(|entry| text("process.env", entry))
-            .collect::<Result<_, _>>()?;
+        let env = environment(process.env().as_deref().unwrap_or_default())?;
         let capabilities = process
             .capabilities()
             .as_ref()
@@ -203,6 +198,27 @@ pub(crate) fn has_selinux() -> bool {
 fn text(field: &str, value: &str) -> Result<CString, PlanError> {
     CString::new(value)
         .map_err(|_| PlanError::new(field, format!("{value:?} contains a zero byte")))
+}
+
+/// The variables, the last of each name.
+fn environment(entries: &[String]) -> Result<Vec<CString>, PlanError> {
+    let name = |index: usize| {
+        let entry = &entries[index];
+        match entry.split_once('=') {
+            Some((name, _)) if !name.is_empty() => Ok(name),
+            _ => Err(PlanError::new(
+                format!("process.env[{index}]"),
+                format!("{entry:?} is not of the form NAME=value"),
+            )),
+        }
+    };
+    let names = (0..entries.len())
+        .map(name)
+        .collect::<Result<Vec<_>, _>>()?;
+    (0..entries.len())
+        .filter(|&index| !names[index + 1..].contains(&names[index]))
+        .map(|index| text(&format!("process.env[{index}]"), &entries[index]))
+        .collect()
 }
 
 fn rlimits(limits: &[PosixRlimit]) -> Result<Vec<(Resource, Rlimit)>, PlanError> {

@@ -46,6 +46,12 @@ fn the_wrong_field_is_named() {
         wrong(|spec| spec["process"]["args"] = json!(["a\0b"])),
         "process.args"
     );
+    for entry in ["A", "=b", "A=\0"] {
+        assert_eq!(
+            wrong(|spec| spec["process"]["env"] = json!(["X=1", entry])),
+            "process.env[1]"
+        );
+    }
     assert_eq!(
         wrong(|spec| spec["process"]["cwd"] = json!("x")),
         "process.cwd"
@@ -167,6 +173,30 @@ fn namespaces_must_fit_what_is_asked_of_them() {
             spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
         }),
         "linux.gidMappings"
+    );
+    let user = |user: Value| {
+        move |spec: &mut Value| {
+            let maps = json!([{"containerID": 0, "hostID": 100_000, "size": 100}]);
+            spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "user"}]);
+            spec["linux"]["uidMappings"] = maps.clone();
+            spec["linux"]["gidMappings"] = maps;
+            spec["process"]["user"] = user.clone();
+        }
+    };
+    assert!(plan(user(json!({"uid": 99, "gid": 0, "additionalGids": [7]}))).is_ok());
+    assert_eq!(wrong(user(json!({"uid": 100}))), "process.user.uid");
+    assert_eq!(wrong(user(json!({"gid": 100}))), "process.user.gid");
+    assert_eq!(
+        wrong(user(json!({"additionalGids": [0, 100]}))),
+        "process.user.additionalGids"
+    );
+    assert_eq!(
+        wrong(|spec| {
+            spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "time"}]);
+            spec["linux"]["timeOffsets"] =
+                json!({"monotonic": {"secs": 1, "nanosecs": 1_000_000_000}});
+        }),
+        "linux.timeOffsets[monotonic].nanosecs"
     );
     // The host's network by another name.
     assert_eq!(
