@@ -10,7 +10,7 @@ pub const BIN: &str = "/usr/local/bin";
 /// Guest kernel and agent archive.
 pub const SHARE: &str = "/usr/local/share/joey";
 /// What goes to [`BIN`].
-pub const BINARIES: [&str; 3] = ["containerd-shim-joey-v2", "joey-vmm", "joeyctl"];
+pub const BINARIES: [&str; 4] = ["containerd-shim-joey-v2", "joey-vmm", "joeyctl", "joey"];
 /// What goes to [`SHARE`].
 pub const GUEST: [&str; 2] = ["vmlinux", "agent.cpio"];
 /// Where the tests find `treesum` in the test host.

@@ -14,7 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 suite=${1:-forky}
 
 # What the tests use. Everything else comes as a dependency.
-packages=(containerd runc containernetworking-plugins docker-registry
+packages=(containerd runc crun containernetworking-plugins docker-registry
     systemd-standalone-sysusers systemd-standalone-tmpfiles
     nftables iproute2 kmod mount procps curl strace iputils-ping jq bpftool libcap2-bin erofs-utils e2fsprogs
     virtiofsd attr busybox-static)

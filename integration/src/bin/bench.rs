@@ -9,7 +9,8 @@ use clap::Parser;
 use integration::cri::{ContainerPlan, Cri, Pod, PodPlan};
 use integration::perf::memory;
 use integration::perf::microvm::{Parts, firecracker_boot, joey_boot};
-use integration::perf::report::{Case, Cost, Findings, Report, Run};
+use integration::perf::oci::Lives;
+use integration::perf::report::{Case, Cost, Findings, OciReport, Report, Run};
 use tokio::time::timeout;
 
 /// Measures the start of sandboxes.
@@ -35,6 +36,12 @@ struct Arguments {
 const KERNEL: &str = "/usr/local/share/joey/vmlinux";
 const AGENT: &str = "/usr/local/share/joey/agent.cpio";
 const VMM: &str = "/usr/local/bin/joey-vmm";
+/// OCI runtimes of the test host.
+const RUNTIMES: &[(&str, &str)] = &[
+    ("joey", "/usr/local/bin/joey"),
+    ("runc", "/usr/sbin/runc"),
+    ("crun", "/usr/bin/crun"),
+];
 const MEMORY_MIB: u32 = 128;
 /// Longest time of a part of a round; it takes a fifth of a second.
 const ROUND_LIMIT: Duration = Duration::from_secs(5);
@@ -84,6 +91,8 @@ async fn main() -> anyhow::Result<()> {
         cases.insert("firecracker_boot".to_owned(), measured(runs, &arguments));
     }
 
+    let oci = lives(&directory, &arguments)?;
+
     let mut cri = Cri::connect();
     let (mut runc, mut joey, mut containers) = (Vec::new(), Vec::new(), Vec::new());
     // Taking turns, so that what drifts drifts for both.
@@ -121,12 +130,45 @@ async fn main() -> anyhow::Result<()> {
 
     std::fs::remove_dir_all(&directory)?;
     let start = Report {
-        unit: arguments.unit,
+        unit: arguments.unit.clone(),
         runs: arguments.runs,
         cases,
     };
-    println!("{}", serde_json::to_string(&Findings { start, cost })?);
+    let findings = Findings { start, oci, cost };
+    println!("{}", serde_json::to_string(&findings)?);
     Ok(())
+}
+
+/// The OCI runtimes beside each other: how long a container's life takes, and how much memory.
+fn lives(directory: &Path, arguments: &Arguments) -> anyhow::Result<OciReport> {
+    let lives = Lives::prepare(directory)?;
+    let mut runs: BTreeMap<&str, Vec<Run>> = BTreeMap::new();
+    let mut peaks: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for round in 0..arguments.warm_up + arguments.runs {
+        progress("joey, runc, crun", round);
+        for (name, path) in RUNTIMES {
+            let time = lives.time(Path::new(path)).context(*name)?;
+            runs.entry(name).or_default().push(time);
+            let peak = lives.peak(Path::new(path)).context(*name)?;
+            peaks.entry(name).or_default().push(peak);
+        }
+    }
+    let median = |mut values: Vec<u64>| {
+        values.sort_unstable();
+        values[values.len() / 2]
+    };
+    Ok(OciReport {
+        unit: arguments.unit.clone(),
+        runs: arguments.runs,
+        peak: peaks
+            .into_iter()
+            .map(|(name, values)| (name.to_owned(), median(values)))
+            .collect(),
+        cases: runs
+            .into_iter()
+            .map(|(name, runs)| (name.to_owned(), measured(runs, arguments)))
+            .collect(),
+    })
 }
 
 /// RunPodSandbox, request to answer.

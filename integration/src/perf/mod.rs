@@ -1,4 +1,4 @@
-//! Benches: what they measure ([`microvm`], [`memory`]), what they write
+//! Benches: what they measure ([`microvm`], [`oci`], [`memory`]), what they write
 //! ([`report`]) and how that is drawn ([`waterfall`]).
 //!
 //! They run inside the test host, under the virtual clock (one instruction, one
@@ -6,5 +6,6 @@
 
 pub mod memory;
 pub mod microvm;
+pub mod oci;
 pub mod report;
 pub mod waterfall;

@@ -11,8 +11,23 @@ use serde::{Deserialize, Serialize};
 pub struct Findings {
     /// `sandbox_start.json`.
     pub start: Report,
+    /// `oci_life.json`.
+    pub oci: OciReport,
     /// `sandbox_cost.json`.
     pub cost: Cost,
+}
+
+/// Create, start and delete of `true` by the command lines of OCI runtimes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OciReport {
+    /// As [`Report::unit`].
+    pub unit: String,
+    /// As [`Report::runs`].
+    pub runs: usize,
+    /// By name of the runtime.
+    pub cases: BTreeMap<String, Case>,
+    /// Median of the most memory that a runtime's processes and its container used, in bytes.
+    pub peak: BTreeMap<String, u64>,
 }
 
 /// How long things take.

@@ -47,7 +47,8 @@ pub fn run(runs: usize) -> anyhow::Result<i32> {
     if status != 0 {
         return Ok(status);
     }
-    let Findings { start, cost } = serde_json::from_slice(&json).context("the bench's report")?;
+    let Findings { start, oci, cost } =
+        serde_json::from_slice(&json).context("the bench's report")?;
     let directory = target.join("bench");
     std::fs::create_dir_all(&directory)?;
     write(
@@ -62,6 +63,20 @@ pub fn run(runs: usize) -> anyhow::Result<i32> {
         &directory.join("sandbox_start.svg"),
         waterfall::draw(&start).as_bytes(),
     )?;
+    write(
+        &directory.join("oci_life.json"),
+        &serde_json::to_vec_pretty(&oci)?,
+    )?;
+    for (name, case) in &oci.cases {
+        println!(
+            "oci {name:<16} p50 {:>9.3}  min {:>9.3}  max {:>9.3} {}  peak {} KiB",
+            case.p50,
+            case.min,
+            case.max,
+            oci.unit,
+            oci.peak.get(name).map_or(0, |bytes| bytes / 1024)
+        );
+    }
     for (name, case) in &start.cases {
         println!(
             "{name:<20} p50 {:>9.3}  min {:>9.3}  max {:>9.3} {}",
