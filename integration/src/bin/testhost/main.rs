@@ -6,6 +6,7 @@ mod bench;
 mod critest;
 #[cfg(feature = "drivers")]
 mod inner;
+mod suite;
 mod terminal;
 
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};

@@ -1,0 +1,7 @@
+//! Conformance suites, run with runc and with joey: how each test ended ([`results`]), and
+//! what a suite's document says beforehand about tests that joey cannot pass ([`document`]).
+//! critest reports in [`ginkgo`]'s form.
+
+pub mod document;
+pub mod ginkgo;
+pub mod results;
