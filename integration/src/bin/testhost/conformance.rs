@@ -22,18 +22,21 @@ const DIRECTORY: &str = "/usr/local/libexec/conformance";
 /// What is beside them: the program of their containers, and the containers' root.
 const COMPANIONS: [&str; 2] = ["runtimetest", "rootfs-amd64.tar.gz"];
 
-/// Deletes what containers the runtime knows, and what programs that gave up left of their
-/// bundles. Says one line about each container.
-const CLEAN: &str = r#"for id in $("$0" list -q); do
+/// Deletes what containers the runtime knows. Says one line about each.
+const DELETE: &str = r#"for id in $("$0" list -q); do
     "$0" delete --force "$id" && echo "a container" || echo "a container that cannot be deleted"
-done
-rm -rf /tmp/ocitest*"#;
+done"#;
 
 /// What may be left then, one thing a line.
 const STATE: &str = r#"find /sys/fs/cgroup -mindepth 1 -type d -printf 'cgroup /%P\n'
 awk '{print "mount", $5}' /proc/self/mountinfo
 find /run -mindepth 2 -printf 'file %p\n'
 ps -e -o args= | grep -v '^\[' | sed 's/^/process /'"#;
+
+/// Removes the bundles of programs that gave up. Without a mount namespace a container's mounts
+/// are the host's.
+const REMOVE: &str = r"awk '$5 ~ /^\/tmp\/ocitest/ {print $5}' /proc/self/mountinfo | tac | xargs -r umount -l
+rm -rf --one-file-system /tmp/ocitest*";
 
 /// Runs it as [`suite::run`] says, and holds a whole run against docs/conformance.md.
 pub fn run() -> anyhow::Result<i32> {
@@ -136,10 +139,11 @@ impl Suite for Programs {
 
     fn clean_up(&mut self) -> anyhow::Result<Vec<String>> {
         let host = &self.bed.host;
-        let cleaned = host.command(["sh", "-c", CLEAN, self.runtime]).run()?;
+        let deleted = host.command(["sh", "-c", DELETE, self.runtime]).run()?;
         let state: BTreeSet<String> = host.check(STATE)?.lines().map(str::to_owned).collect();
-        let mut left: Vec<String> = cleaned.text().lines().map(str::to_owned).collect();
+        let mut left: Vec<String> = deleted.text().lines().map(str::to_owned).collect();
         left.extend(state.difference(&self.state).cloned());
+        host.check(REMOVE)?;
         self.state = state;
         Ok(left)
     }
