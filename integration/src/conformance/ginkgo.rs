@@ -53,10 +53,10 @@ pub fn parse(report: &[u8]) -> serde_json::Result<Vec<Spec>> {
             let outcome = match spec.state.as_str() {
                 "passed" => Outcome::Passed,
                 "skipped" | "pending" => Outcome::Skipped(spec.failure.message),
-                state => Outcome::Failed(vec![format!(
+                state => Outcome::failed(format!(
                     "{state}: {}{}",
                     spec.failure.message, spec.failure.forwarded_panic
-                )]),
+                )),
             };
             Spec {
                 name: texts.join(" "),
@@ -106,7 +106,7 @@ mod tests {
             [
                 ("[k8s.io] A b c", Outcome::Passed),
                 ("A d", Outcome::Skipped("not here".into())),
-                ("A e", Outcome::Failed(vec!["panicked: mp".into()])),
+                ("A e", Outcome::failed("panicked: mp")),
             ]
         );
     }

@@ -11,8 +11,28 @@ pub enum Outcome {
     Passed,
     /// It says that it does not apply here; with its reason.
     Skipped(String),
-    /// With what it found wrong.
-    Failed(Vec<String>),
+    /// Not as it should.
+    Failed(Failure),
+}
+
+impl Outcome {
+    /// A failure of which one thing is known.
+    pub fn failed(finding: impl Into<String>) -> Outcome {
+        Outcome::Failed(Failure {
+            findings: vec![finding.into()],
+            held: Vec::new(),
+        })
+    }
+}
+
+/// What a test that failed says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What it found wrong.
+    pub findings: Vec<String>,
+    /// Its assertions that hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<String>,
 }
 
 /// The tests with one runtime, by their end.
@@ -24,9 +44,9 @@ pub struct Handler {
     pub failed: BTreeSet<String>,
     /// Those that say that they do not apply.
     pub skipped: BTreeSet<String>,
-    /// By test: what one that failed found wrong.
+    /// What those that failed say.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub findings: BTreeMap<String, Vec<String>>,
+    pub failures: BTreeMap<String, Failure>,
     /// By test: what was there after it and not before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub leftovers: BTreeMap<String, Vec<String>>,
@@ -38,8 +58,8 @@ impl Handler {
         let set = match outcome {
             Outcome::Passed => &mut self.passed,
             Outcome::Skipped(_) => &mut self.skipped,
-            Outcome::Failed(findings) => {
-                self.findings.insert(name.to_owned(), findings);
+            Outcome::Failed(failure) => {
+                self.failures.insert(name.to_owned(), failure);
                 &mut self.failed
             }
         };
@@ -87,12 +107,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_failed_is_kept_with_its_findings() {
+    fn what_failed_is_kept_with_what_it_says() {
         let mut handler = Handler::default();
-        handler.add("a", Outcome::Failed(vec!["x".into()]));
+        handler.add("a", Outcome::failed("x"));
         handler.add("b", Outcome::Skipped("why".into()));
         assert_eq!(handler.word("a"), "failed");
-        assert_eq!(handler.findings["a"], ["x"]);
+        assert_eq!(handler.failures["a"].findings, ["x"]);
         assert_eq!(handler.word("b"), "skipped");
         assert_eq!(handler.word("c"), "not run");
         let results: Results = [("runc".to_owned(), handler)].into();
@@ -103,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn results_without_findings_can_be_read() {
+    fn results_without_failures_can_be_read() {
         let text = r#"{"passed": ["a"], "failed": ["b"], "skipped": []}"#;
         let handler: Handler = serde_json::from_str(text).unwrap();
         assert_eq!(handler.word("b"), "failed");

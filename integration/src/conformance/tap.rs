@@ -7,7 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use super::results::Outcome;
+use super::results::{Failure, Outcome};
 
 /// Programs whose exit status is all that they have to say.
 const SILENT: [&str; 2] = ["process_capabilities_fail", "process_rlimits_fail"];
@@ -19,6 +19,7 @@ pub fn outcome(name: &str, status: i32, stdout: &str) -> Outcome {
     let mut findings = report.findings;
     let mut seen = BTreeSet::new();
     findings.retain(|finding| seen.insert(finding.clone()));
+    let held = report.held.difference(&seen).cloned().collect();
     if status != 0 {
         findings.push(format!("it ended with {status}"));
     } else if !SILENT.contains(&name) {
@@ -32,7 +33,7 @@ pub fn outcome(name: &str, status: i32, stdout: &str) -> Outcome {
         }
     }
     match report.skipped {
-        _ if !findings.is_empty() => Outcome::Failed(findings),
+        _ if !findings.is_empty() => Outcome::Failed(Failure { findings, held }),
         Some(reason) if report.only_skipped => Outcome::Skipped(reason),
         _ => Outcome::Passed,
     }
@@ -46,6 +47,8 @@ struct Report {
     planned: Option<usize>,
     /// Assertions that do not hold, and errors of diagnoses that belong to none.
     findings: Vec<String>,
+    /// Assertions that hold.
+    held: BTreeSet<String>,
     /// Why the first skipped assertion was skipped.
     skipped: Option<String>,
     /// Every assertion was skipped.
@@ -89,7 +92,10 @@ impl Report {
                 return;
             }
             None if !assertion.holds => self.findings.push(assertion.text.to_owned()),
-            Some(Directive::Todo) | None => {}
+            None => {
+                self.held.insert(assertion.text.to_owned());
+            }
+            Some(Directive::Todo) => {}
         }
         self.only_skipped = false;
     }
@@ -154,17 +160,21 @@ fn error<'a>(block: impl Iterator<Item = &'a str>) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn failed(findings: &[&str]) -> Outcome {
-        Outcome::Failed(findings.iter().map(|&finding| finding.into()).collect())
+    fn failed(findings: &[&str], held: &[&str]) -> Outcome {
+        let owned = |texts: &[&str]| texts.iter().map(|&text| text.into()).collect();
+        Outcome::Failed(Failure {
+            findings: owned(findings),
+            held: owned(held),
+        })
     }
 
     #[test]
     fn assertions_decide() {
         let good = "TAP version 13\nok 1 - a\n# expect: 1\nok 2 # SKIP b\n1..2\n";
         assert_eq!(outcome("x", 0, good), Outcome::Passed);
-        let bad =
-            "TAP version 13\nok 1 - a\nnot ok 2 - b c\nnot ok 3 # TODO d\nnot ok 4 - b c\n1..4\n";
-        assert_eq!(outcome("x", 0, bad), failed(&["b c"]));
+        let bad = "TAP version 13\nok 1 - a\nnot ok 2 - b c\nnot ok 3 # TODO d\nnot ok 4 - b c\n\
+                   ok 5 - b c\n1..5\n";
+        assert_eq!(outcome("x", 0, bad), failed(&["b c"], &["a"]));
         let skipped = "TAP version 13\nok 1 # SKIP not here\nok 2 # SKIP b\n1..2\n";
         assert_eq!(
             outcome("x", 0, skipped),
@@ -176,17 +186,17 @@ mod tests {
     fn a_report_must_be_whole() {
         assert_eq!(
             outcome("x", 0, ""),
-            failed(&["it printed no plan: its report breaks off"])
+            failed(&["it printed no plan: its report breaks off"], &[])
         );
         assert_eq!(
             outcome("x", 0, "ok 1 - a\n1..2\n"),
-            failed(&["it planned 2 assertions and made 1"])
+            failed(&["it planned 2 assertions and made 1"], &["a"])
         );
         let two = "1..0\nTAP version 13\nok 1 - a\n1..1\nTAP version 13\nok 1 - a\n1..1\n";
         assert_eq!(outcome("x", 0, two), Outcome::Passed);
         assert_eq!(
             outcome("x", 2, "TAP version 13\nok 1 - a\n"),
-            failed(&["it ended with 2"])
+            failed(&["it ended with 2"], &["a"])
         );
     }
 
@@ -202,12 +212,12 @@ mod tests {
         let diagnosis = "  ---\n  {\n    \"error\": \"hooks MUST\\nRefer to\",\n    \
                          \"reference\": \"r\"\n  }\n  ...\n";
         let alone = format!("TAP version 13\n{diagnosis}1..0\n");
-        assert_eq!(outcome("prestart", 0, &alone), failed(&["hooks MUST"]));
+        assert_eq!(outcome("prestart", 0, &alone), failed(&["hooks MUST"], &[]));
         // What an assertion expects may be an error.
         let of_assertion = format!("ok 1 - a\nRefer to\n{diagnosis}1..1\n");
         assert_eq!(outcome("x", 0, &of_assertion), Outcome::Passed);
         let second = format!("ok 1 - a\n{diagnosis}{diagnosis}1..1\n");
-        assert_eq!(outcome("x", 0, &second), failed(&["hooks MUST"]));
+        assert_eq!(outcome("x", 0, &second), failed(&["hooks MUST"], &["a"]));
         let without = "  ---\n  {\n    \"stdout\": \"s\"\n  }\n  ...\nok 1 - a\n1..1\n";
         assert_eq!(outcome("x", 0, without), Outcome::Passed);
         assert_eq!(
@@ -225,7 +235,7 @@ mod tests {
                 1,
                 "TAP version 13\nok 1 - a\n1..1\n"
             ),
-            failed(&["it ended with 1"])
+            failed(&["it ended with 1"], &["a"])
         );
     }
 }

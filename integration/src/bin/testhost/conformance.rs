@@ -123,8 +123,8 @@ impl Suite for Programs {
             .bed
             .run(LIMIT, &["env", "-C", DIRECTORY, &runtime, &program])?
         {
-            End::Broken(why) => return Ok(Outcome::Failed(vec![why])),
-            End::Late(output, why) => (output, Outcome::Failed(vec![why])),
+            End::Broken(why) => return Ok(Outcome::failed(why)),
+            End::Late(output, why) => (output, Outcome::failed(why)),
             End::Done(output) => {
                 let stdout = String::from_utf8_lossy(&output.stdout);
                 let outcome = tap::outcome(name, output.status, &stdout);

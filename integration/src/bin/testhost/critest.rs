@@ -94,8 +94,8 @@ impl Suite for Critest {
             &format!("-ginkgo.json-report={REPORT}"),
         ];
         let (output, outcome) = match self.bed.run(LIMIT, &argv)? {
-            End::Broken(why) => return Ok(Outcome::Failed(vec![why])),
-            End::Late(output, why) => (output, Outcome::Failed(vec![why])),
+            End::Broken(why) => return Ok(Outcome::failed(why)),
+            End::Late(output, why) => (output, Outcome::failed(why)),
             End::Done(output) => {
                 let outcome = match self.report() {
                     Ok(specs) => specs
@@ -103,7 +103,7 @@ impl Suite for Critest {
                         .find(|spec| spec.name == name)
                         .map(|spec| spec.outcome)
                         .with_context(|| format!("critest's report has no test {name:?}"))?,
-                    Err(error) => Outcome::Failed(vec![format!("{error:#}")]),
+                    Err(error) => Outcome::failed(format!("{error:#}")),
                 };
                 (output, outcome)
             }

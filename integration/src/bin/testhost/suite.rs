@@ -89,7 +89,7 @@ fn all(suite: &mut impl Suite, handler: &str, focus: &str, logs: &Path) -> anyho
         let (word, why) = match &outcome {
             Outcome::Passed => ("passed ", String::new()),
             Outcome::Skipped(why) => ("skipped", why.clone()),
-            Outcome::Failed(findings) => ("FAILED ", findings.join("\n")),
+            Outcome::Failed(failure) => ("FAILED ", failure.findings.join("\n")),
         };
         println!(
             "{handler} {:>3}/{} {word} {:>4.0} s  {name}",
