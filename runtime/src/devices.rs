@@ -1,12 +1,12 @@
 //! Device nodes and the links of /dev, and paths to hide or protect.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, fstat, major, makedev, minor, mknodat,
-    openat, statat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, chownat, fstat, major, makedev,
+    minor, mknodat, openat, statat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
@@ -36,13 +36,8 @@ const LINKS: &[(&str, &str)] = &[
 
 /// Makes the devices and links, before the root is entered. Expects an empty umask.
 pub(crate) fn make(plan: &Plan, root: &Root) -> Step<()> {
-    let foreign = |path: &str| {
-        plan.mounts.iter().any(|mount| {
-            matches!(mount.kind, MountKind::Bind { .. }) && mount.destination == Path::new(path)
-        })
-    };
     // With a /dev of the host, what is in it is the host's and stays as it is.
-    if foreign("/dev") {
+    if binds(plan, "/dev") {
         return Ok(());
     }
     for &(path, major, minor) in DEFAULT {
@@ -70,10 +65,17 @@ pub(crate) fn make(plan: &Plan, root: &Root) -> Step<()> {
     if Path::new("/proc/kcore").exists() {
         make_link(root, Path::new("/dev/core"), "/proc/kcore")?;
     }
-    if !foreign("/dev/ptmx") {
+    if !binds(plan, "/dev/ptmx") {
         replace_ptmx(root).stage(|| "link /dev/ptmx to pts/ptmx")?;
     }
     Ok(())
+}
+
+/// Whether something of the host is bound there.
+fn binds(plan: &Plan, path: &str) -> bool {
+    plan.mounts.iter().any(|mount| {
+        matches!(mount.kind, MountKind::Bind { .. }) && mount.destination == Path::new(path)
+    })
 }
 
 fn make_device(root: &Root, device: &DevicePlan) -> Step<()> {
@@ -154,14 +156,56 @@ fn open_null() -> io::Result<OwnedFd> {
         OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    let stat = fstat(&null)?;
-    if stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == makedev(1, 3) {
+    if is_null(null.as_fd())? {
         Ok(null)
     } else {
         Err(io::Error::other(
             "/dev/null of the host is not the null device",
         ))
     }
+}
+
+/// Exchanges standard streams that are the host's /dev/null for the container's, when the container
+/// has a /dev of its own: whoever holds the host's can change its permissions for everybody.
+pub(crate) fn replace_null(plan: &Plan, root: &Root) -> Step<()> {
+    if binds(plan, "/dev") {
+        return Ok(());
+    }
+    let streams = [
+        rustix::stdio::stdin(),
+        rustix::stdio::stdout(),
+        rustix::stdio::stderr(),
+    ];
+    let replace = || {
+        let mut own = None;
+        for (number, stream) in streams.iter().enumerate() {
+            if !is_null(stream.as_fd())? {
+                continue;
+            }
+            let null = match own.take() {
+                Some(null) => null,
+                None => {
+                    root.open_with(Path::new("/dev/null"), OFlags::RDWR, ResolveFlags::empty())?
+                }
+            };
+            if !is_null(null.as_fd())? {
+                return Err(io::Error::other("it is not the null device"));
+            }
+            match number {
+                0 => rustix::stdio::dup2_stdin(&null)?,
+                1 => rustix::stdio::dup2_stdout(&null)?,
+                _ => rustix::stdio::dup2_stderr(&null)?,
+            }
+            own = Some(null);
+        }
+        Ok(())
+    };
+    replace().stage(|| "connect the standard streams to the container's /dev/null")
+}
+
+fn is_null(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    let stat = fstat(fd)?;
+    Ok(stat.st_mode & libc::S_IFMT == libc::S_IFCHR && stat.st_rdev == makedev(1, 3))
 }
 
 /// Hides paths: a file behind /dev/null, a directory behind an empty one.

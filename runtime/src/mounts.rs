@@ -15,16 +15,14 @@ use rustix::mount::{
 use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
 
 use crate::copy::copy_contents;
-use crate::namespaces::write_mappings;
+use crate::namespaces::{PROC_MAGIC, write_mappings};
 use crate::plan::{
-    IdMappings, MountKind, MountPlan, NamespaceKind, NamespacePlan, Plan, id_mappings,
+    IdMappings, MountKind, MountPlan, NamespaceKind, NamespacePlan, Plan, has_selinux, id_mappings,
 };
 use crate::process::message::{Stage, Step};
 use crate::process::reap;
 use crate::rootfs::{Root, attach, clone_tree, is_directory};
 use crate::sys::{self, Attributes, NewProcess};
-
-const PROC_MAGIC: u64 = 0x9fa0;
 
 /// Files of /proc that may be mounted over, mostly with values that fit the container. Anything
 /// else there could make the engine, or a program in the container, believe a forged /proc.
@@ -167,12 +165,17 @@ fn bind(
     } else {
         root.make_file(&mount.destination)
     };
-    place_tree(mount, tree.as_fd(), place.stage(stage)?.as_fd()).stage(stage)
+    place_tree(root, mount, tree.as_fd(), place.stage(stage)?.as_fd()).stage(stage)
 }
 
 /// Mounts a tree at a place and gives it what the spec asks for.
-fn place_tree(mount: &MountPlan, tree: BorrowedFd<'_>, place: BorrowedFd<'_>) -> io::Result<()> {
-    check_place(mount, place)?;
+fn place_tree(
+    root: &Root,
+    mount: &MountPlan,
+    tree: BorrowedFd<'_>,
+    place: BorrowedFd<'_>,
+) -> io::Result<()> {
+    check_place(root, mount, tree, place)?;
     // Attributes first: there is no moment in which the mount is more open than asked for.
     set_all_attributes(mount, tree)?;
     attach(tree, place)?;
@@ -204,19 +207,32 @@ fn set_propagation(mount: &MountPlan, tree: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Refuses to mount over the insides of /proc.
-fn check_place(mount: &MountPlan, place: BorrowedFd<'_>) -> io::Result<()> {
-    let destination = mount.destination.as_path();
-    if fstatfs(place)?.f_type as u64 != PROC_MAGIC
-        || destination == Path::new("/proc")
-        || OVER_PROC.iter().any(|path| Path::new(path) == destination)
+/// Refuses to mount over the root, anything but proc on /proc, and over the insides of /proc,
+/// wherever the destination's links lead.
+fn check_place(
+    root: &Root,
+    mount: &MountPlan,
+    tree: BorrowedFd<'_>,
+    place: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let is_proc = |fd| Ok::<_, Errno>(fstatfs(fd)?.f_type as u64 == PROC_MAGIC);
+    let path = root.path_of(place)?;
+    let proc = Path::new("/proc");
+    let over = |path: &Path| OVER_PROC.iter().any(|other| Path::new(other) == path);
+    let problem = if path == Path::new("/") {
+        "the destination is the root itself; use root.path"
+    } else if path == proc && !is_proc(tree)? {
+        "only a proc file system can be mounted on /proc"
+    } else if path != proc
+        && (path.starts_with(proc) || is_proc(place)?)
+        && !over(&path)
+        && !over(&mount.destination)
     {
+        "the destination is inside /proc and must not be mounted over"
+    } else {
         return Ok(());
-    }
-    Err(io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        "the destination is inside /proc and must not be mounted over",
-    ))
+    };
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, problem))
 }
 
 fn file_system(plan: &Plan, root: &Root, mount: &MountPlan, opened: Option<&OwnedFd>) -> Step<()> {
@@ -232,23 +248,19 @@ fn file_system(plan: &Plan, root: &Root, mount: &MountPlan, opened: Option<&Owne
     let destination = &mount.destination;
     let stage = || format!("mount {kind} on {}", destination.display());
     let mut options = options.clone();
+    let mut place = root.make_directory(destination).stage(stage)?;
     if kind == "tmpfs" && !options.iter().any(|(name, _)| name == "mode") {
-        // The directory keeps the permissions that the image gives it.
-        if let Ok(mode) = root
-            .open(destination)
-            .and_then(|fd| Ok(fstat(&fd)?.st_mode))
-        {
-            options.push(("mode".to_owned(), Some(format!("{:o}", mode & 0o7777))));
-        }
+        // The directory keeps the permissions that it has.
+        let mode = fstat(&place).stage(stage)?.st_mode & 0o7777;
+        options.push(("mode".to_owned(), Some(format!("{mode:o}"))));
     }
     if let Some(label) = &plan.mount_label
         && matches!(kind.as_str(), "tmpfs" | "devpts" | "mqueue")
-        && Path::new("/sys/fs/selinux/enforce").exists()
+        && has_selinux()
     {
         options.push(("context".to_owned(), Some(label.clone())));
     }
     let fatal = matches!(kind.as_str(), "proc" | "sysfs");
-    let mut place = root.make_directory(destination).stage(stage)?;
     if fatal {
         // A link here would put them elsewhere, and leave what must be hidden in them unhidden.
         let flags = OFlags::PATH | OFlags::DIRECTORY;
@@ -257,7 +269,7 @@ fn file_system(plan: &Plan, root: &Root, mount: &MountPlan, opened: Option<&Owne
             .stage(stage)?;
     }
     if let Some(tree) = opened {
-        return place_tree(mount, tree.as_fd(), place.as_fd()).stage(stage);
+        return place_tree(root, mount, tree.as_fd(), place.as_fd()).stage(stage);
     }
     let made = new_file_system(kind, source, &options, mount.attributes.set);
     let tree = match made {
@@ -275,7 +287,7 @@ fn file_system(plan: &Plan, root: &Root, mount: &MountPlan, opened: Option<&Owne
         copy_up_into(root, destination, tree.as_fd())
             .stage(|| format!("copy {} into a new {kind}", destination.display()))?;
     }
-    place_tree(mount, tree.as_fd(), place.as_fd()).stage(stage)
+    place_tree(root, mount, tree.as_fd(), place.as_fd()).stage(stage)
 }
 
 fn copy_up_into(root: &Root, from: &Path, to: BorrowedFd<'_>) -> io::Result<()> {
@@ -299,7 +311,7 @@ fn cgroup_file_system(plan: &Plan, root: &Root, mount: &MountPlan, host: &Path) 
         // A new mount from the first cgroup namespace would reset the options of the host's.
         clone_tree(CWD, host, true).stage(stage)?
     };
-    place_tree(mount, tree.as_fd(), place.as_fd()).stage(stage)
+    place_tree(root, mount, tree.as_fd(), place.as_fd()).stage(stage)
 }
 
 /// Why a file system could not be made.

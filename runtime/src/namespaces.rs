@@ -4,11 +4,18 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::event::pause;
+use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
 
 use crate::plan::{IdMapping, NamespaceKind, NamespacePlan, PlanError};
 use crate::process::message::{Stage, Step};
-use crate::sys;
+use crate::process::reap;
+use crate::sys::{self, NewProcess};
+
+/// How `statfs` tells a proc file system.
+pub(crate) const PROC_MAGIC: u64 = 0x9fa0;
 
 /// Namespaces to be joined, open.
 #[derive(Debug, Default)]
@@ -91,6 +98,62 @@ fn make_time(offsets: &str, proc: BorrowedFd<'_>) -> io::Result<()> {
         Mode::empty(),
     )?;
     sys::set_namespace(namespace.as_fd(), flag)
+}
+
+/// The mappings of the user namespace at `path`: user ids and group ids, with the outside as the
+/// caller sees it. They are told of processes only, so one is made in the namespace for a moment.
+pub(crate) fn mappings_of(path: &Path) -> io::Result<(Vec<IdMapping>, Vec<IdMapping>)> {
+    let namespace = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let (entered, inside) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (pid, holder) = sys::spawn(NewProcess::default(), move || {
+        // Killed below, or with the caller.
+        let _ = set_parent_process_death_signal(Some(Signal::KILL));
+        let told = sys::set_namespace(namespace.as_fd(), NamespaceKind::User.flag())
+            .and_then(|()| Ok(rustix::io::write(&inside, b"y")?));
+        if told.is_ok() {
+            loop {
+                pause();
+            }
+        }
+        1
+    })?;
+    let read = || {
+        if rustix::io::read(&entered, &mut [0u8; 1])? == 0 {
+            return Err(io::Error::other("it cannot be entered"));
+        }
+        let table = |name| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+        Ok((mappings(&table("uid_map")?), mappings(&table("gid_map")?)))
+    };
+    let result = read();
+    pidfd_send_signal(&holder, Signal::KILL)?;
+    reap(holder.as_fd())?;
+    result
+}
+
+/// The lines of a `uid_map` or `gid_map`.
+fn mappings(table: &str) -> Vec<IdMapping> {
+    table
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().map(|field| field.parse().ok());
+            Some(IdMapping {
+                inside: fields.next()??,
+                outside: fields.next()??,
+                length: fields.next()??,
+            })
+        })
+        .collect()
+}
+
+/// The host's /proc. Opened before anything of the container's is mounted, it is what nothing there
+/// can pass for.
+pub(crate) fn open_proc() -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let proc = openat(CWD, "/proc", flags, Mode::empty())?;
+    match fstatfs(&proc)?.f_type as u64 {
+        PROC_MAGIC => Ok(proc),
+        _ => Err(io::Error::other("it is not a proc file system")),
+    }
 }
 
 /// Maps the ids of the new user namespace that `pid` is in.

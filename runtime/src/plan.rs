@@ -5,9 +5,10 @@ mod mounts;
 mod namespaces;
 mod process;
 
+pub use mounts::mount_options;
 pub(crate) use mounts::{IdMappings, MountKind, MountPlan};
 pub(crate) use namespaces::{IdMapping, NamespaceKind, NamespacePlan};
-pub(crate) use process::ProcessPlan;
+pub(crate) use process::{ProcessPlan, has_selinux};
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -18,6 +19,7 @@ use oci_spec::runtime::{
 use thiserror::Error;
 
 use crate::cgroup::{self, CgroupError, Setting};
+use crate::resctrl::Group;
 use crate::seccomp::Filter;
 
 /// Why a spec cannot be carried out.
@@ -67,6 +69,15 @@ pub(crate) struct DevicePlan {
     pub gid: u32,
 }
 
+/// A network device of the host that a container takes over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetDevice {
+    /// Its name on the host.
+    pub host: String,
+    /// Its name in the container.
+    pub name: String,
+}
+
 /// Limits and device rules, ready to be written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ResourcePlan {
@@ -114,12 +125,16 @@ pub(crate) struct Plan {
     pub hostname: Option<String>,
     /// NIS domain name.
     pub domainname: Option<String>,
+    /// Network devices of the host that the container takes over.
+    pub net_devices: Vec<NetDevice>,
     /// Files below /proc/sys and their values.
     pub sysctls: Vec<(PathBuf, String)>,
     /// The cgroup, relative to the hierarchy's root.
     pub cgroup: PathBuf,
     /// Its limits.
     pub resources: ResourcePlan,
+    /// Its share of caches and of memory bandwidth.
+    pub shares: Option<Group>,
     /// Hooks.
     pub hooks: Hooks,
     /// The first process.
@@ -141,14 +156,21 @@ impl Plan {
             .linux()
             .as_ref()
             .ok_or_else(|| PlanError::new("linux", "is missing; only Linux containers are run"))?;
-        unsupported(linux)?;
         let namespaces = NamespacePlan::new(linux)?;
         let process = spec
             .process()
             .as_ref()
             .ok_or_else(|| PlanError::new("process", "is missing"))?;
         let name = |field: &str, name: &Option<String>| {
+            /// What the kernel keeps of a name.
+            const LONGEST: usize = 64;
             let name = name.clone().filter(|name| !name.is_empty());
+            if let Some(name) = name.as_ref().filter(|name| name.len() > LONGEST) {
+                return Err(PlanError::new(
+                    field,
+                    format!("{name:?} is longer than {LONGEST} bytes"),
+                ));
+            }
             if name.is_some() && !namespaces.is_private(NamespaceKind::Uts) {
                 return Err(PlanError::new(
                     field,
@@ -175,12 +197,14 @@ impl Plan {
             readonly_paths: absolute_paths("linux.readonlyPaths", linux.readonly_paths())?,
             hostname: name("hostname", spec.hostname())?,
             domainname: name("domainname", spec.domainname())?,
+            net_devices: net_devices(linux, &namespaces)?,
             sysctls: sysctls(linux.sysctl().as_ref(), &namespaces)?,
             cgroup: cgroup::container_path(linux.cgroups_path().as_deref(), id)
                 .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?,
             resources: ResourcePlan::new(linux.resources().as_ref())?,
+            shares: Group::new(spec, id)?,
             hooks: hooks(spec)?,
-            process: ProcessPlan::new(process, None, linux.personality().as_ref())?,
+            process: ProcessPlan::new(process, None, Some(linux))?,
             seccomp: seccomp(linux)?,
             namespaces,
         })
@@ -193,42 +217,14 @@ pub(crate) fn join(
     spec: &Spec,
 ) -> Result<(ProcessPlan, Option<Filter>), PlanError> {
     let linux = spec.linux().as_ref();
-    let plan = ProcessPlan::new(
-        process,
-        spec.process().as_ref(),
-        linux.and_then(|linux| linux.personality().as_ref()),
-    )?;
+    let plan = ProcessPlan::new(process, spec.process().as_ref(), linux)?;
     let filter = linux.map(seccomp).transpose()?.flatten();
     Ok((plan, filter))
 }
 
 fn seccomp(linux: &Linux) -> Result<Option<Filter>, PlanError> {
-    linux
-        .seccomp()
-        .as_ref()
-        .map(Filter::compile)
-        .transpose()
-        .map_err(|error| PlanError::new("linux.seccomp", error.to_string()))
-        .map(Option::flatten)
-}
-
-/// Fields that would silently have no effect.
-fn unsupported(linux: &Linux) -> Result<(), PlanError> {
-    let asked = [
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        (
-            "linux.netDevices",
-            linux
-                .net_devices()
-                .as_ref()
-                .is_some_and(|devices| !devices.is_empty()),
-        ),
-    ];
-    match asked.iter().find(|(_, asked)| *asked) {
-        Some((field, _)) => Err(PlanError::new(*field, "is not supported; leave it out")),
-        None => Ok(()),
-    }
+    let profile = linux.seccomp().as_ref();
+    Ok(profile.map(Filter::compile).transpose()?.flatten())
 }
 
 fn rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, PlanError> {
@@ -344,12 +340,18 @@ fn sysctls(
     let mut files = Vec::new();
     for (name, value) in sysctls.into_iter().flatten() {
         let path = sysctl_path(name);
+        if path == "kernel/hostname" {
+            return Err(PlanError::new(
+                format!("linux.sysctl[{name}]"),
+                "is what hostname sets; use that",
+            ));
+        }
         // Whatever is not the container's own would change the host.
         let kind = if IPC.contains(&path.as_str()) || path.starts_with("fs/mqueue/") {
             NamespaceKind::Ipc
         } else if path.starts_with("net/") {
             NamespaceKind::Network
-        } else if path == "kernel/hostname" || path == "kernel/domainname" {
+        } else if path == "kernel/domainname" {
             NamespaceKind::Uts
         } else {
             return Err(PlanError::new(
@@ -358,7 +360,7 @@ fn sysctls(
                  of kernel.*",
             ));
         };
-        if !namespaces.is_private(kind) {
+        if !namespaces.is_private(kind) || namespaces.is_of_the_caller(kind) {
             return Err(PlanError::new(
                 format!("linux.sysctl[{name}]"),
                 format!("needs a {kind} namespace of the container's own in linux.namespaces"),
@@ -378,6 +380,55 @@ fn sysctls(
     }
     files.sort();
     Ok(files)
+}
+
+fn net_devices(linux: &Linux, namespaces: &NamespacePlan) -> Result<Vec<NetDevice>, PlanError> {
+    let mut devices: Vec<NetDevice> = Vec::new();
+    for (host, device) in linux.net_devices().iter().flatten() {
+        let field = format!("linux.netDevices[{host}]");
+        let own = device.name().clone().filter(|name| !name.is_empty());
+        let name = own.unwrap_or_else(|| host.clone());
+        for name in [host, &name] {
+            if !is_device_name(name) {
+                return Err(PlanError::new(
+                    field,
+                    format!(
+                        "{name:?} is not a name of a network device: 1 to 15 bytes without /, : \
+                         and blanks"
+                    ),
+                ));
+            }
+        }
+        if devices.iter().any(|other| other.name == name) {
+            return Err(PlanError::new(
+                field,
+                format!("there are two devices with the name {name} for the container"),
+            ));
+        }
+        let host = host.clone();
+        devices.push(NetDevice { host, name });
+    }
+    let network = NamespaceKind::Network;
+    if !devices.is_empty()
+        && (!namespaces.is_private(network) || namespaces.is_of_the_caller(network))
+    {
+        return Err(PlanError::new(
+            "linux.netDevices",
+            "needs a network namespace of the container's own in linux.namespaces",
+        ));
+    }
+    devices.sort_by(|one, other| one.host.cmp(&other.host));
+    Ok(devices)
+}
+
+/// What the kernel takes.
+fn is_device_name(name: &str) -> bool {
+    (1..16).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name
+            .bytes()
+            .any(|byte| byte == b'/' || byte == b':' || byte == 0 || byte.is_ascii_whitespace())
 }
 
 /// The file of a sysctl. Names are written with dots, or with slashes when a part (an interface)

@@ -3,12 +3,12 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, openat, openat2,
     readlinkat, statat,
 };
 use rustix::io::Errno;
@@ -18,6 +18,7 @@ use rustix::mount::{
 };
 use rustix::process::{chroot, fchdir, pivot_root};
 
+use crate::namespaces::PROC_MAGIC;
 use crate::plan::Plan;
 use crate::process::message::{Stage, Step};
 use crate::sys::{self, Attributes};
@@ -72,6 +73,18 @@ impl Root {
     /// The root's directory.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Where in the root an open file is. To be asked before the root is entered: it takes the
+    /// host's /proc.
+    pub(crate) fn path_of(&self, fd: BorrowedFd<'_>) -> io::Result<PathBuf> {
+        let path =
+            |fd: BorrowedFd<'_>| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let (root, path) = (path(self.as_fd())?, path(fd)?);
+        match path.strip_prefix(root) {
+            Ok(inside) => Ok(Path::new("/").join(inside)),
+            Err(_) => Err(io::Error::other("it is outside the root file system")),
+        }
     }
 
     /// Opens (as O_PATH) what `path` leads to inside the root; symbolic links and `..` stay inside.
@@ -166,6 +179,25 @@ impl Root {
         Ok((self.make_directory(parent)?, name))
     }
 
+    /// As [`Self::make_file`], but a symbolic link at `path` itself is an error, and so is a file of
+    /// /proc.
+    pub(crate) fn make_plain_file(&self, path: &Path) -> io::Result<OwnedFd> {
+        let (parent, name) = self.make_parent(path)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match openat(&parent, name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => self.make_file(path)?,
+            other => other?,
+        };
+        let kind = FileType::from_raw_mode(fstat(&file)?.st_mode);
+        if kind == FileType::Symlink || fstatfs(&file)?.f_type as u64 == PROC_MAGIC {
+            return Err(io::Error::other(format!(
+                "{} of the image is a link or lies in /proc",
+                path.display()
+            )));
+        }
+        Ok(file)
+    }
+
     /// Opens (as O_PATH) what is at `path`, or a new empty file there.
     pub(crate) fn make_file(&self, path: &Path) -> io::Result<OwnedFd> {
         match self.open(path) {
@@ -179,8 +211,9 @@ impl Root {
         Ok(openat(&parent, name, flags, Mode::empty())?)
     }
 
-    /// Makes this the root of the calling process's mount namespace and lets go of the old one.
-    pub(crate) fn enter(&self) -> Step<()> {
+    /// Makes this the root of the calling process's mount namespace and lets go of the old one; with
+    /// `no_pivot` by covering it.
+    pub(crate) fn enter(&self, no_pivot: bool) -> Step<()> {
         let old = openat(
             CWD,
             "/",
@@ -189,6 +222,9 @@ impl Root {
         )
         .stage(|| "open the old root")?;
         fchdir(&self.fd).stage(|| "enter the root file system")?;
+        if no_pivot {
+            return self.cover(&old);
+        }
         match pivot_root(".", ".") {
             Ok(()) => {
                 // The old root is now mounted on top of the new one.
@@ -221,8 +257,11 @@ impl Root {
         attach(self.fd.as_fd(), old.as_fd()).stage(|| "move the new root over the first one")?;
         fchdir(old).stage(|| "return to the old root")?;
         for point in points_on_first_root(&table) {
+            let point = relative(&point);
+            // What goes away here must not go away on the host too.
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
             // One that lies where the new root came from has gone with it.
-            match unmount(relative(&point), UnmountFlags::DETACH) {
+            match mount_change(point, private).and_then(|()| unmount(point, UnmountFlags::DETACH)) {
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
                 Err(error) => {
                     return Err(error).stage(|| format!("let go of {}", point.display()));

@@ -1,11 +1,14 @@
 //! System call filters: a profile is compiled before the container's process is made, and
 //! installed in it.
 
+mod listener;
 mod program;
 
+pub(crate) use listener::Listener;
 pub(crate) use program::Instruction;
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use libseccomp::{ScmpArch, ScmpSyscall};
@@ -13,38 +16,42 @@ use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag,
     LinuxSeccompOperator, LinuxSyscall,
 };
-use thiserror::Error;
 
+use crate::plan::PlanError;
 use crate::sys;
 use program::{Architecture, Comparison, Condition, Rule};
-
-/// What in a profile this engine does not do.
-#[derive(Debug, Error)]
-#[error("{0}")]
-pub(crate) struct FilterError(String);
 
 /// A compiled profile.
 #[derive(Debug, Clone)]
 pub(crate) struct Filter {
     program: Rc<[Instruction]>,
     flags: u64,
+    listener: Option<Listener>,
 }
 
 impl Filter {
     /// Compiles a profile; `None` when it allows everything.
-    pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Self>, FilterError> {
+    pub(crate) fn compile(profile: &LinuxSeccomp) -> Result<Option<Self>, PlanError> {
         let no_rule = profile.syscalls().as_ref().is_none_or(Vec::is_empty);
         if profile.default_action() == LinuxSeccompAction::ScmpActAllow && no_rule {
             return Ok(None);
         }
+        let listener = Listener::new(profile)?;
         Ok(Some(Self {
             program: compile(profile)?.into(),
-            flags: flags(profile),
+            flags: flags(profile, listener.is_some()),
+            listener,
         }))
     }
 
-    /// Puts the calling process under the filter, for good.
-    pub(crate) fn install(&self) -> std::io::Result<()> {
+    /// Who answers the calls that the filter leaves to an agent; `None` when there are none.
+    pub(crate) fn listener(&self) -> Option<&Listener> {
+        self.listener.as_ref()
+    }
+
+    /// Puts the calling process under the filter, for good. With a listener, the descriptor for it
+    /// is returned.
+    pub(crate) fn install(&self) -> std::io::Result<Option<OwnedFd>> {
         sys::install_filter(&self.program, self.flags)
     }
 }
@@ -57,8 +64,12 @@ const NATIVE: Arch = Arch::ScmpArchAarch64;
 /// Marks the numbers of x32, which to the kernel are calls of x86-64.
 const X32: u32 = 0x4000_0000;
 
-fn compile(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, FilterError> {
-    let default = action(profile.default_action(), profile.default_errno_ret())?;
+fn compile(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, PlanError> {
+    let default = action(
+        "linux.seccomp.defaultErrnoRet",
+        profile.default_action(),
+        profile.default_errno_ret(),
+    )?;
     // The native one is in every filter.
     let mut asked = vec![NATIVE];
     for &arch in profile.architectures().iter().flatten() {
@@ -110,13 +121,17 @@ impl Calls {
         profile: &LinuxSeccomp,
         arch: Arch,
         default: u32,
-    ) -> Result<(), FilterError> {
+    ) -> Result<(), PlanError> {
         // Numbers of 32 bit architectures, and of x32, come with arguments of 32 bits.
         let wide = arch as u32 & 0x8000_0000 != 0 && arch != Arch::ScmpArchX32;
-        for call in profile.syscalls().iter().flatten() {
-            let action = action(call.action(), call.errno_ret())?;
-            let rules = rules(call, action, wide)?;
+        for (index, call) in profile.syscalls().iter().flatten().enumerate() {
+            let field = |name| format!("linux.seccomp.syscalls[{index}].{name}");
+            let action = action(&field("errnoRet"), call.action(), call.errno_ret())?;
+            let rules = rules(&field("args"), call, action, wide)?;
             for name in call.names() {
+                if name.is_empty() {
+                    return Err(PlanError::new(field("names"), "has an empty name"));
+                }
                 // A profile names the calls of many kernels and architectures: one that is not
                 // known here cannot be filtered and falls under the default action.
                 if let Some(number) = number(name, arch) {
@@ -211,6 +226,7 @@ fn strictness(action: u32) -> u32 {
         libc::SECCOMP_RET_KILL_THREAD => 6,
         libc::SECCOMP_RET_TRAP => 5,
         libc::SECCOMP_RET_ERRNO => 4,
+        libc::SECCOMP_RET_USER_NOTIF => 3,
         libc::SECCOMP_RET_TRACE => 2,
         libc::SECCOMP_RET_LOG => 1,
         _ => 0,
@@ -234,11 +250,16 @@ fn number(name: &str, arch: Arch) -> Option<u32> {
 
 /// The rules that one entry of a profile means: one, or one for each condition when an argument
 /// occurs more than once, which means "any of them".
-fn rules(call: &LinuxSyscall, action: u32, wide: bool) -> Result<Vec<Rule>, FilterError> {
+fn rules(
+    field: &str,
+    call: &LinuxSyscall,
+    action: u32,
+    wide: bool,
+) -> Result<Vec<Rule>, PlanError> {
     let args: Vec<&LinuxSeccompArg> = call.args().iter().flatten().collect();
     let conditions: Vec<Condition> = args
         .iter()
-        .map(|arg| condition(arg))
+        .map(|arg| condition(field, arg))
         .collect::<Result<_, _>>()?;
     let repeated = args
         .iter()
@@ -256,12 +277,15 @@ fn rules(call: &LinuxSyscall, action: u32, wide: bool) -> Result<Vec<Rule>, Filt
     })
 }
 
-fn condition(arg: &LinuxSeccompArg) -> Result<Condition, FilterError> {
+fn condition(field: &str, arg: &LinuxSeccompArg) -> Result<Condition, PlanError> {
     if arg.index() > 5 {
-        return Err(FilterError(format!(
-            "a system call has no argument {}; they are 0 to 5",
-            arg.index()
-        )));
+        return Err(PlanError::new(
+            field,
+            format!(
+                "a system call has no argument {}; they are 0 to 5",
+                arg.index()
+            ),
+        ));
     }
     let (comparison, value) = match arg.op() {
         LinuxSeccompOperator::ScmpCmpNe => (Comparison::NotEqual, arg.value()),
@@ -283,10 +307,10 @@ fn condition(arg: &LinuxSeccompArg) -> Result<Condition, FilterError> {
     })
 }
 
-fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, FilterError> {
+fn action(field: &str, action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, PlanError> {
     let errno = errno.unwrap_or(libc::EPERM as u32);
     if errno > libc::SECCOMP_RET_DATA {
-        return Err(FilterError(format!("errnoRet {errno} is above 65535")));
+        return Err(PlanError::new(field, format!("{errno} is above 65535")));
     }
     Ok(match action {
         LinuxSeccompAction::ScmpActKill | LinuxSeccompAction::ScmpActKillThread => {
@@ -298,11 +322,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, FilterE
         LinuxSeccompAction::ScmpActTrace => libc::SECCOMP_RET_TRACE | errno,
         LinuxSeccompAction::ScmpActLog => libc::SECCOMP_RET_LOG,
         LinuxSeccompAction::ScmpActAllow => libc::SECCOMP_RET_ALLOW,
-        LinuxSeccompAction::ScmpActNotify => {
-            return Err(FilterError(
-                "SCMP_ACT_NOTIFY is not supported; use another action".to_owned(),
-            ));
-        }
+        LinuxSeccompAction::ScmpActNotify => libc::SECCOMP_RET_USER_NOTIF,
     })
 }
 
@@ -335,21 +355,36 @@ fn architecture(arch: Arch) -> ScmpArch {
     }
 }
 
-fn flags(profile: &LinuxSeccomp) -> u64 {
-    profile
-        .flags()
+fn flags(profile: &LinuxSeccomp, listens: bool) -> u64 {
+    /// Once an agent has a call, only a fatal signal ends the wait for its answer (since Linux
+    /// 5.19; the libc crate does not have it).
+    const WAIT_KILLABLE_RECV: u64 = 1 << 5;
+    // As runc does: without a word about flags, a filter changes nothing about speculation.
+    let Some(asked) = profile.flags() else {
+        return listener_flag(listens) | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    };
+    asked
         .iter()
-        .flatten()
         .map(|flag| match flag {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
-            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => libc::SECCOMP_FILTER_FLAG_TSYNC,
+            // There are no other threads.
+            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => {
                 libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
             }
-            // Concerns notifications, which no filter here makes.
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if listens => {
+                WAIT_KILLABLE_RECV
+            }
             LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
         })
-        .fold(0, |flags, flag| flags | flag)
+        .fold(listener_flag(listens), |flags, flag| flags | flag)
+}
+
+fn listener_flag(listens: bool) -> u64 {
+    match listens {
+        true => libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+        false => 0,
+    }
 }
 
 /// Calls newer than every call that the profile knows fail with ENOSYS if the default is to refuse:

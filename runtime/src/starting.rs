@@ -2,20 +2,25 @@
 //! command.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use oci_spec::runtime::{Hooks, State};
+use oci_spec::runtime::{ContainerState, Hooks, Spec, State};
 
 use crate::error::StartError;
 use crate::hooks;
 use crate::process::message::{Channel, Message};
+use crate::seccomp::Listener;
 
 /// A container whose first process was told to run the user's command.
 #[derive(Debug)]
 pub struct Starting {
     channel: Channel,
+    /// The first process.
+    first: OwnedFd,
     executing: bool,
     hooks: Option<Hooks>,
+    /// Who answers system calls of the first process.
+    listener: Option<Listener>,
     /// Of the container when it runs; for hooks.
     state: State,
 }
@@ -28,11 +33,17 @@ impl AsFd for Starting {
 }
 
 impl Starting {
-    pub(crate) fn new(channel: Channel, hooks: Option<Hooks>, state: State) -> Self {
+    /// `state` is that of the container when it runs.
+    pub(crate) fn new(channel: Channel, first: OwnedFd, spec: &Spec, state: State) -> Self {
+        let linux = spec.linux().as_ref();
+        let profile = linux.and_then(|linux| linux.seccomp().as_ref());
         Self {
             channel,
+            first,
             executing: false,
-            hooks,
+            hooks: spec.hooks().clone(),
+            // The profile was good when the container was made.
+            listener: profile.and_then(|profile| Listener::new(profile).ok().flatten()),
             state,
         }
     }
@@ -54,6 +65,15 @@ impl Starting {
             };
             match received {
                 Some((Message::Executing, _)) => self.executing = true,
+                Some((Message::Listener { fd }, _)) => {
+                    if let Some(listener) = &self.listener {
+                        let mut state = self.state.clone();
+                        state.set_status(ContainerState::Created);
+                        let pid = state.pid().unwrap_or(0) as u32;
+                        let process = (pid, self.first.as_fd());
+                        listener.hand_over(fd, process, &state, &self.channel)?;
+                    }
+                }
                 Some((Message::Failed(failure), _)) => return Err(failure.into()),
                 Some(_) => {}
                 None if self.executing => break,

@@ -80,7 +80,8 @@ impl Terminal {
     /// Mounts the process's side on /dev/console.
     pub(crate) fn mount_console(&self, root: &Root) -> Step<()> {
         let mount = || {
-            let place = root.make_file(Path::new("/dev/console"))?;
+            // A link there would put the terminal over some other file.
+            let place = root.make_plain_file(Path::new("/dev/console"))?;
             let tree = clone_tree(self.slave.as_fd(), Path::new(""), false)?;
             attach(tree.as_fd(), place.as_fd())
         };

@@ -349,3 +349,82 @@ fn propagation_is_as_asked() {
         assert_eq!(shared(&bundle.run(), "/"), expected, "{propagation}");
     }
 }
+
+#[test]
+fn options_of_a_whole_file_system() {
+    let mut bundle = Bundle::new("cat /proc/self/mountinfo; stat -c %a /fresh /kept");
+    std::fs::create_dir(bundle.rootfs().join("kept")).unwrap();
+    let mode = std::fs::Permissions::from_mode(0o1751);
+    std::fs::set_permissions(bundle.rootfs().join("kept"), mode).unwrap();
+    bundle.push(
+        "/mounts",
+        json!({"destination": "/fresh", "type": "tmpfs", "source": "tmpfs",
+        "options": ["sync", "dirsync", "lazytime", "mand", "silent", "noiversion", "nosymfollow"]}),
+    );
+    bundle.push(
+        "/mounts",
+        json!({"destination": "/kept", "type": "tmpfs", "source": "tmpfs",
+        "options": ["sync", "async", "loud", "nomand"]}),
+    );
+    let text = bundle.run();
+    let whole = |point: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.split(' ').nth(4) == Some(point));
+        let line = line.unwrap_or_else(|| panic!("no {point}"));
+        line.rsplit(' ').next().unwrap().to_owned()
+    };
+    for option in ["sync", "dirsync", "lazytime"] {
+        assert!(
+            whole("/fresh").split(',').any(|one| one == option),
+            "{text}"
+        );
+    }
+    assert!(!whole("/kept").contains("sync"), "{text}");
+    assert!(options(&text, "/fresh").contains(&"nosymfollow"));
+    assert!(text.ends_with("755\n1751\n"), "{text}");
+}
+
+#[test]
+fn only_proc_is_mounted_on_proc() {
+    let mut bundle = Bundle::new("true");
+    bundle.push(
+        "/mounts",
+        json!({"destination": "/proc", "type": "tmpfs", "source": "tmpfs"}),
+    );
+    let error = bundle.fail().0;
+    assert!(error.contains("only a proc file system"), "{error}");
+
+    // Where a link of the image leads counts.
+    let mut bundle = Bundle::new("true");
+    symlink("/proc/sys", bundle.rootfs().join("innocent")).unwrap();
+    bundle.push(
+        "/mounts",
+        json!({"destination": "/innocent", "type": "tmpfs", "source": "tmpfs"}),
+    );
+    let error = bundle.fail().0;
+    assert!(error.contains("inside /proc"), "{error}");
+
+    // Before there is a proc file system too.
+    let mut bundle = Bundle::new("true");
+    bundle.spec["mounts"].as_array_mut().unwrap().insert(
+        0,
+        json!({"destination": "/proc/sys", "type": "tmpfs", "source": "tmpfs"}),
+    );
+    let error = bundle.fail().0;
+    assert!(error.contains("inside /proc"), "{error}");
+
+    let mut bundle = Bundle::new("true");
+    symlink("/", bundle.rootfs().join("innocent")).unwrap();
+    bundle.push(
+        "/mounts",
+        json!({"destination": "/innocent", "type": "tmpfs", "source": "tmpfs"}),
+    );
+    let error = bundle.fail().0;
+    assert!(error.contains("the root itself"), "{error}");
+
+    let mut bundle = Bundle::new("readlink /proc/self");
+    bundle.spec["mounts"][0] =
+        json!({"destination": "/proc", "type": "bind", "source": "/proc", "options": ["rbind"]});
+    bundle.run();
+}

@@ -263,7 +263,10 @@ fn failures_name_their_step_and_leave_nothing() {
     let error = broken(&|bundle| {
         bundle.spec["linux"]["namespaces"][4]["path"] = json!("/proc/self/ns/uts");
     });
-    assert!(error.starts_with("join network namespace: "), "{error}");
+    assert!(
+        error.starts_with("linux.namespaces[4].path: /proc/self/ns/uts is a namespace of another"),
+        "{error}"
+    );
     let error = broken(&|bundle| {
         bundle.spec["linux"]["resources"]["unified"] = json!({"nonsense.max": "1"});
     });

@@ -144,3 +144,20 @@ fn a_limit_without_its_controller_is_an_error() {
             .starts_with("resources.memory.limit: the memory controller is not available in ")
     );
 }
+
+#[test]
+fn shares_of_caches_need_the_resctrl_file_system() {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    if table.contains(" - resctrl ") {
+        eprintln!("not tested here: this machine has resctrl mounted");
+        return;
+    }
+    let mut bundle = Bundle::new("true");
+    bundle.spec["linux"]["intelRdt"] = json!({"schemata": ["L3:0=f"]});
+    let (error, kind) = bundle.fail();
+    assert_eq!(kind, "plan");
+    assert!(
+        error.starts_with("linux.intelRdt: the resctrl file system is not mounted"),
+        "{error}"
+    );
+}

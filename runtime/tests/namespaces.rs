@@ -205,6 +205,25 @@ fn a_user_namespace_is_made() {
 }
 
 #[test]
+fn a_user_namespace_takes_no_priority_away() {
+    let mut bundle = Bundle::new("cut -d' ' -f40,41 /proc/self/stat; cat /proc/self/oom_score_adj");
+    map_users(&mut bundle);
+    bundle.spec["process"]["oomScoreAdj"] = json!(7);
+    bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_FIFO", "priority": 3});
+    assert_eq!(bundle.run(), "3 1\n7\n");
+}
+
+#[test]
+fn a_time_namespace_is_joined() {
+    let holder = Holder::new(&["-T", "--boottime", "2000000000"]);
+    let mut bundle = Bundle::new("cut -d. -f1 /proc/uptime");
+    let path = holder.path("time_for_children");
+    bundle.push("/linux/namespaces", json!({"type": "time", "path": path}));
+    let seconds: u64 = bundle.run().trim().parse().unwrap();
+    assert!(seconds >= 2_000_000_000, "{seconds}");
+}
+
+#[test]
 fn a_user_namespace_sees_the_shared_queues_names_and_network() {
     let mut bundle = Bundle::new(
         "for n in ipc net uts; do readlink /proc/self/ns/$n; done; \
@@ -252,6 +271,13 @@ fn a_user_namespace_is_joined_with_others_made_in_it() {
     give_root(&bundle);
     join(&mut bundle, "user", &holder.path("user"));
     join(&mut bundle, "network", &holder.path("net"));
+    // Given again as they are, they say nothing new; others would not come true.
+    let maps = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 65536}]);
+    bundle.spec["linux"]["uidMappings"] = maps(100_000);
+    bundle.spec["linux"]["gidMappings"] = maps(200_000);
+    let error = bundle.fail().0;
+    assert!(error.starts_with("linux.gidMappings: "), "{error}");
+    bundle.spec["linux"]["gidMappings"] = maps(100_000);
     let outcomes = bundle.take(
         json!(["create", "start", "wait", {"delete": {"force": false}},
         "children"]),

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Bundle, field};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn ids_groups_and_umask() {
@@ -119,12 +119,107 @@ fn scheduling_as_asked() {
     );
     bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
     bundle.spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
-    bundle.spec["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "0"});
     let text = bundle.run();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines[0], "best-effort: prio 6");
     assert_eq!(lines[1], "5");
-    assert_eq!(lines[2], "Cpus_allowed_list:\t0");
+}
+
+#[test]
+fn real_time_as_asked() {
+    // The number of the policy, and the priority, of /proc/<pid>/stat.
+    let mut bundle = Bundle::new("cut -d' ' -f40,41 /proc/self/stat");
+    for (scheduler, expected) in [
+        (json!({"policy": "SCHED_FIFO", "priority": 7}), "7 1\n"),
+        (json!({"policy": "SCHED_RR", "priority": 99}), "99 2\n"),
+        (json!({"policy": "SCHED_IDLE"}), "0 5\n"),
+    ] {
+        bundle.spec["process"]["scheduler"] = scheduler;
+        assert_eq!(bundle.run(), expected);
+    }
+    // Such a process makes no others, as hooks and the set-up would.
+    let log = bundle.dir.join("log");
+    bundle.spec["hooks"] = json!({"createContainer": [{"path": "/bin/sh",
+        "args": ["sh", "-c", format!("echo ran > {}", log.display())]}]});
+    bundle.spec["process"]["args"] = json!(["cut", "-d", " ", "-f41", "/proc/self/stat"]);
+    bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_DEADLINE",
+        "runtime": 10_000_000, "deadline": 100_000_000, "period": 100_000_000});
+    assert_eq!(bundle.run(), "6\n");
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "ran\n");
+
+    bundle.spec["process"]["scheduler"]["runtime"] = json!(200_000_000);
+    let error = bundle.fail().0;
+    assert!(error.starts_with("set the scheduler: "), "{error}");
+}
+
+#[test]
+fn memory_is_taken_from_the_nodes_of_the_policy() {
+    let mut bundle = Bundle::new("grep -m1 -o 'bind[^ ]*' /proc/self/numa_maps; sleep 1000");
+    bundle.spec["linux"]["memoryPolicy"] =
+        json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
+    let added = json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
+        "args": ["grep", "-m1", "-o", "bind[^ ]*", "/proc/self/numa_maps"]}}});
+    let outcomes = bundle.take(
+        json!(["create", "start", added, {"delete": {"force": true}},
+        "wait"]),
+    );
+    assert_eq!(outcomes[2]["output"], "bind=static:0\n");
+    assert_eq!(outcomes[4]["output"], "bind=static:0\n");
+
+    bundle.spec["linux"]["memoryPolicy"]["nodes"] = json!("1000");
+    let error = bundle.fail().0;
+    assert!(error.starts_with("set the memory policy: "), "{error}");
+}
+
+#[test]
+fn the_affinity_is_for_processes_that_join() {
+    let mut bundle = Bundle::new("grep allowed_list /proc/self/status; exec sleep 1000");
+    bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+    bundle.spec["process"]["execCPUAffinity"] = json!({"initial": "1", "final": "0"});
+    let added = |affinity: Value| {
+        json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
+            "args": ["sh", "-c",
+                "cut -d' ' -f19 /proc/self/stat; grep Cpus_allowed_list /proc/self/status"],
+            "execCPUAffinity": affinity}}})
+    };
+    let outcomes = bundle.take(json!(["create", "start", added(json!(null)),
+        added(json!({"initial": "1"})), {"kill": 9}, "wait", {"delete": {"force": true}}]));
+    // The nice value is that of the first process.
+    assert_eq!(outcomes[2]["output"], "5\nCpus_allowed_list:\t0\n");
+    assert_eq!(outcomes[3]["output"], "5\nCpus_allowed_list:\t1\n");
+    let own = std::fs::read_to_string("/proc/self/status").unwrap();
+    let first = outcomes[5]["output"].as_str().unwrap();
+    assert_eq!(
+        field(first, "Cpus_allowed_list"),
+        field(&own, "Cpus_allowed_list")
+    );
+}
+
+#[test]
+fn a_label_that_the_kernel_cannot_give_is_refused() {
+    for (field, sign) in [
+        ("apparmorProfile", "/sys/module/apparmor"),
+        ("selinuxLabel", "/sys/fs/selinux/enforce"),
+    ] {
+        if std::path::Path::new(sign).exists() {
+            eprintln!("not tested here: this kernel has {sign}");
+            continue;
+        }
+        let mut bundle = Bundle::new("true");
+        bundle.spec["process"][field] = json!("some_label");
+        let (error, kind) = bundle.fail();
+        assert_eq!(kind, "plan");
+        assert!(error.starts_with(&format!("process.{field}: ")), "{error}");
+    }
+}
+
+#[test]
+fn the_null_device_of_a_stream_is_the_container_s_own() {
+    let mut bundle = Bundle::new("");
+    bundle.spec["process"]["args"] = json!(["stat", "-L", "-c", "%d", "/dev/stdin", "/dev/null"]);
+    let text = bundle.run();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], lines[1]);
 }
 
 #[test]
@@ -192,4 +287,18 @@ fn a_strict_profile_need_not_allow_the_engine_s_own_calls() {
         ], "action": "SCMP_ACT_ALLOW"}],
     });
     assert_eq!(bundle.run(), "strict\n");
+}
+
+#[test]
+fn no_descriptor_of_the_host_leads_out_of_the_container() {
+    for number in 3..30 {
+        let way = format!("/proc/self/fd/{number}/../../../../../../../../../../../../..");
+        let mut bundle = Bundle::new("true");
+        bundle.spec["process"]["cwd"] = way.clone().into();
+        bundle.fail();
+        let mut bundle = Bundle::new("true");
+        bundle.spec["process"]["args"] = json!([format!("{way}/bin/sh"), "-c", "true"]);
+        let (error, kind) = bundle.fail();
+        assert_eq!(kind, "command not found", "{error}");
+    }
 }

@@ -102,6 +102,11 @@ impl MountPlan {
             if source.as_os_str().is_empty() {
                 return Err(fail("a bind mount needs a source".to_owned()));
             }
+            if let Some((name, _)) = options.data.first() {
+                return Err(fail(format!(
+                    "a bind mount has the options of its source; leave out {name:?}"
+                )));
+            }
             MountKind::Bind {
                 source: bundle.join(source),
                 recursive,
@@ -116,7 +121,7 @@ impl MountPlan {
                         .into_os_string()
                         .into_string()
                         .map_err(|_| fail("the source is not text".to_owned()))?,
-                    options: options.data,
+                    options: [options.superblock, options.data].concat(),
                     copy_up: options.copy_up,
                 },
             }
@@ -165,6 +170,50 @@ impl MountPlan {
     }
 }
 
+/// Names of all mount options that mean something to the engine itself; any other goes to the file
+/// system. Recursive ones (an `r` in front) exist for all that set attributes of a mount.
+pub fn mount_options() -> Vec<String> {
+    let recursive = ATTRIBUTES.iter().map(|(name, _)| format!("r{name}"));
+    let plain = ATTRIBUTES.iter().map(|(name, _)| *name);
+    let mut names: Vec<String> = plain
+        .chain(OTHER_OPTIONS.iter().copied())
+        .map(str::to_owned)
+        .chain(recursive)
+        .collect();
+    names.sort();
+    names
+}
+
+/// Options that are no attributes of a mount.
+const OTHER_OPTIONS: &[&str] = &[
+    "async",
+    "bind",
+    "defaults",
+    "dirsync",
+    "idmap",
+    "iversion",
+    "lazytime",
+    "loud",
+    "mand",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "private",
+    "rbind",
+    "remount",
+    "ridmap",
+    "rprivate",
+    "rshared",
+    "rslave",
+    "runbindable",
+    "shared",
+    "silent",
+    "slave",
+    "sync",
+    "tmpcopyup",
+    "unbindable",
+];
+
 /// The options of one mount, sorted.
 #[derive(Debug, Default)]
 struct Options {
@@ -177,6 +226,8 @@ struct Options {
     copy_up: bool,
     /// Mapped ids, and whether recursively.
     id_map: Option<bool>,
+    /// Options of every file system, which mean nothing for a part of one.
+    superblock: Vec<(String, Option<String>)>,
     data: Vec<(String, Option<String>)>,
 }
 
@@ -198,8 +249,11 @@ impl Options {
             "tmpcopyup" => self.copy_up = true,
             "idmap" => self.id_map = Some(false),
             "ridmap" => self.id_map = Some(true),
-            // What these switch off is off in a new file system.
-            "async" | "nomand" | "nolazytime" | "loud" | "noiversion" => {}
+            "sync" | "async" | "dirsync" | "mand" | "nomand" | "lazytime" | "nolazytime" => {
+                self.superblock.push((option.to_owned(), None));
+            }
+            // How much the kernel logs; and versions of inodes, which it counts where it can.
+            "silent" | "loud" | "iversion" | "noiversion" => {}
             _ => match propagation(option) {
                 Some(propagation) => self.propagation.push(propagation),
                 None => self.data(option),
@@ -268,28 +322,33 @@ impl Change {
 }
 
 fn attribute(option: &str) -> Option<Change> {
-    use Change::{AccessTime, Clear, Set};
-    Some(match option {
-        "ro" => Set(libc::MOUNT_ATTR_RDONLY),
-        "rw" => Clear(libc::MOUNT_ATTR_RDONLY),
-        "nosuid" => Set(libc::MOUNT_ATTR_NOSUID),
-        "suid" => Clear(libc::MOUNT_ATTR_NOSUID),
-        "nodev" => Set(libc::MOUNT_ATTR_NODEV),
-        "dev" => Clear(libc::MOUNT_ATTR_NODEV),
-        "noexec" => Set(libc::MOUNT_ATTR_NOEXEC),
-        "exec" => Clear(libc::MOUNT_ATTR_NOEXEC),
-        "nodiratime" => Set(libc::MOUNT_ATTR_NODIRATIME),
-        "diratime" => Clear(libc::MOUNT_ATTR_NODIRATIME),
-        "nosymfollow" => Set(libc::MOUNT_ATTR_NOSYMFOLLOW),
-        "symfollow" => Clear(libc::MOUNT_ATTR_NOSYMFOLLOW),
-        "noatime" => AccessTime(libc::MOUNT_ATTR_NOATIME),
-        "strictatime" => AccessTime(libc::MOUNT_ATTR_STRICTATIME),
-        "relatime" | "atime" | "norelatime" | "nostrictatime" => {
-            AccessTime(libc::MOUNT_ATTR_RELATIME)
-        }
-        _ => return None,
-    })
+    let find = |(name, change): &(&str, Change)| (*name == option).then_some(*change);
+    ATTRIBUTES.iter().find_map(find)
 }
+
+const ATTRIBUTES: &[(&str, Change)] = {
+    use Change::{AccessTime, Clear, Set};
+    &[
+        ("ro", Set(libc::MOUNT_ATTR_RDONLY)),
+        ("rw", Clear(libc::MOUNT_ATTR_RDONLY)),
+        ("nosuid", Set(libc::MOUNT_ATTR_NOSUID)),
+        ("suid", Clear(libc::MOUNT_ATTR_NOSUID)),
+        ("nodev", Set(libc::MOUNT_ATTR_NODEV)),
+        ("dev", Clear(libc::MOUNT_ATTR_NODEV)),
+        ("noexec", Set(libc::MOUNT_ATTR_NOEXEC)),
+        ("exec", Clear(libc::MOUNT_ATTR_NOEXEC)),
+        ("nodiratime", Set(libc::MOUNT_ATTR_NODIRATIME)),
+        ("diratime", Clear(libc::MOUNT_ATTR_NODIRATIME)),
+        ("nosymfollow", Set(libc::MOUNT_ATTR_NOSYMFOLLOW)),
+        ("symfollow", Clear(libc::MOUNT_ATTR_NOSYMFOLLOW)),
+        ("noatime", AccessTime(libc::MOUNT_ATTR_NOATIME)),
+        ("strictatime", AccessTime(libc::MOUNT_ATTR_STRICTATIME)),
+        ("relatime", AccessTime(libc::MOUNT_ATTR_RELATIME)),
+        ("atime", AccessTime(libc::MOUNT_ATTR_RELATIME)),
+        ("norelatime", AccessTime(libc::MOUNT_ATTR_RELATIME)),
+        ("nostrictatime", AccessTime(libc::MOUNT_ATTR_RELATIME)),
+    ]
+};
 
 #[cfg(test)]
 mod tests {
@@ -319,10 +378,26 @@ mod tests {
     }
 
     #[test]
+    fn what_concerns_a_whole_file_system_is_kept_apart() {
+        let options = options(&["sync", "silent", "size=1m", "loud", "noiversion", "async"]);
+        let names: Vec<_> = options.superblock.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["sync", "async"]);
+        assert_eq!(options.data.len(), 1);
+    }
+
+    #[test]
     fn access_time_options_replace_each_other() {
         let options = options(&["noatime", "strictatime"]);
         assert_eq!(options.attributes.set, libc::MOUNT_ATTR_STRICTATIME);
         assert_eq!(options.attributes.clear, libc::MOUNT_ATTR__ATIME);
+    }
+
+    #[test]
+    fn every_known_option_is_kept_from_the_file_system() {
+        for name in mount_options() {
+            let options = options(&[&name]);
+            assert!(options.data.is_empty(), "{name}");
+        }
     }
 
     #[test]

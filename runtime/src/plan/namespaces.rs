@@ -1,11 +1,15 @@
 //! Which namespaces a container gets.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType};
+use rustix::fs::{CWD, Mode, OFlags, openat, stat};
 
 use super::{PlanError, id_mappings};
+use crate::namespaces::mappings_of;
+use crate::sys;
 
 /// A type of namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +45,22 @@ impl NamespaceKind {
             Self::Network => libc::CLONE_NEWNET,
             Self::Time => libc::CLONE_NEWTIME,
         }) as u64
+    }
+}
+
+impl NamespaceKind {
+    /// The file of the caller's own namespace of this kind.
+    fn own_path(self) -> &'static Path {
+        Path::new(match self {
+            Self::Mount => "/proc/self/ns/mnt",
+            Self::Cgroup => "/proc/self/ns/cgroup",
+            Self::Uts => "/proc/self/ns/uts",
+            Self::Ipc => "/proc/self/ns/ipc",
+            Self::User => "/proc/self/ns/user",
+            Self::Pid => "/proc/self/ns/pid",
+            Self::Network => "/proc/self/ns/net",
+            Self::Time => "/proc/self/ns/time",
+        })
     }
 }
 
@@ -92,9 +112,9 @@ pub(crate) struct NamespacePlan {
     pub new: Vec<NamespaceKind>,
     /// Joined: the path of a namespace file, and the field that names it.
     pub join: Vec<(NamespaceKind, PathBuf)>,
-    /// User ids of a new user namespace.
+    /// User ids of the container's user namespace.
     pub uid_mappings: Vec<IdMapping>,
-    /// Group ids of a new user namespace.
+    /// Group ids of the container's user namespace.
     pub gid_mappings: Vec<IdMapping>,
     /// Lines for `timens_offsets` of a new time namespace.
     pub time_offsets: String,
@@ -103,7 +123,7 @@ pub(crate) struct NamespacePlan {
 impl NamespacePlan {
     pub(super) fn new(linux: &Linux) -> Result<Self, PlanError> {
         let mut plan = Self::default();
-        for namespace in linux.namespaces().iter().flatten() {
+        for (index, namespace) in linux.namespaces().iter().flatten().enumerate() {
             let kind = NamespaceKind::from(namespace.typ());
             if plan.is_private(kind) {
                 return Err(PlanError::new(
@@ -113,12 +133,9 @@ impl NamespacePlan {
             }
             match namespace.path() {
                 Some(path) if !path.as_os_str().is_empty() => {
-                    if !path.is_absolute() {
-                        return Err(PlanError::new(
-                            "linux.namespaces",
-                            format!("{} is not absolute", path.display()),
-                        ));
-                    }
+                    check_joined(kind, path).map_err(|problem| {
+                        PlanError::new(format!("linux.namespaces[{index}].path"), problem)
+                    })?;
                     plan.join.push((kind, path.clone()));
                 }
                 _ => plan.new.push(kind),
@@ -151,6 +168,16 @@ impl NamespacePlan {
         self.join.iter().any(|(other, _)| *other == kind)
     }
 
+    /// Whether a namespace of this kind is joined and is the caller's own, which is as good as none.
+    pub(super) fn is_of_the_caller(&self, kind: NamespaceKind) -> bool {
+        let joined = self.join.iter().find(|(other, _)| *other == kind);
+        let same = |path: &Path| {
+            let (own, other) = (stat(kind.own_path()).ok()?, stat(path).ok()?);
+            Some((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
+        };
+        joined.is_some_and(|(_, path)| same(path) != Some(false))
+    }
+
     /// Whether the container has a user namespace other than the host's.
     pub(crate) fn has_user(&self) -> bool {
         self.is_private(NamespaceKind::User)
@@ -171,11 +198,44 @@ impl NamespacePlan {
             }
             self.uid_mappings = uids;
             self.gid_mappings = gids;
-        } else if !self.joins(NamespaceKind::User) && !uids.is_empty() {
-            return Err(PlanError::new(
-                "linux.uidMappings",
-                "needs a user namespace in linux.namespaces",
-            ));
+            return Ok(());
+        }
+        let joined = self
+            .join
+            .iter()
+            .find(|(kind, _)| *kind == NamespaceKind::User);
+        let Some((_, path)) = joined else {
+            return match [("linux.uidMappings", uids), ("linux.gidMappings", gids)]
+                .into_iter()
+                .find(|(_, mappings)| !mappings.is_empty())
+            {
+                Some((field, _)) => Err(PlanError::new(
+                    field,
+                    "needs a user namespace in linux.namespaces",
+                )),
+                None => Ok(()),
+            };
+        };
+        (self.uid_mappings, self.gid_mappings) = mappings_of(path).map_err(|error| {
+            PlanError::new(
+                "linux.namespaces",
+                format!("the mappings of user namespace {}: {error}", path.display()),
+            )
+        })?;
+        // Callers give what the namespace has anyway; anything else would not come true.
+        for (field, given, actual) in [
+            ("linux.uidMappings", uids, &self.uid_mappings),
+            ("linux.gidMappings", gids, &self.gid_mappings),
+        ] {
+            if !given.is_empty() && !same_mappings(&given, actual) {
+                return Err(PlanError::new(
+                    field,
+                    format!(
+                        "is not what the joined user namespace {} has; leave it out",
+                        path.display()
+                    ),
+                ));
+            }
         }
         Ok(())
     }
@@ -207,6 +267,33 @@ impl NamespacePlan {
         }
         Ok(())
     }
+}
+
+/// A namespace to be joined must be there and be of the kind that the spec says.
+fn check_joined(kind: NamespaceKind, path: &Path) -> Result<(), String> {
+    let shown = path.display();
+    if !path.is_absolute() {
+        return Err(format!("{shown} is not absolute"));
+    }
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file =
+        openat(CWD, path, flags, Mode::empty()).map_err(|error| format!("{shown}: {error}"))?;
+    match sys::namespace_type(file.as_fd()) {
+        Ok(flag) if flag == kind.flag() => Ok(()),
+        Ok(_) => Err(format!(
+            "{shown} is a namespace of another type than {kind}"
+        )),
+        Err(_) => Err(format!("{shown} is not a namespace")),
+    }
+}
+
+fn same_mappings(one: &[IdMapping], other: &[IdMapping]) -> bool {
+    let sorted = |list: &[IdMapping]| {
+        let mut list = list.to_vec();
+        list.sort_by_key(|mapping| mapping.inside);
+        list
+    };
+    sorted(one) == sorted(other)
 }
 
 /// Ranges must have a length and must not overlap, inside or outside.

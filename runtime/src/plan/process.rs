@@ -2,11 +2,12 @@
 
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
-    LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType, Process, Scheduler,
+    IOPriorityClass, Linux, LinuxIOPriority, LinuxMemoryPolicy, LinuxPersonality,
+    LinuxPersonalityDomain, LinuxSchedulerFlag, LinuxSchedulerPolicy, MemoryPolicyFlagType,
+    MemoryPolicyModeType, PosixRlimit, PosixRlimitType, Process, Scheduler,
 };
 use rustix::process::{Resource, Rlimit};
 
@@ -50,19 +51,30 @@ pub(crate) struct ProcessPlan {
     pub io_priority: Option<(u32, u32)>,
     /// Execution domain.
     pub personality: Option<u32>,
-    /// Processors to run on.
+    /// Processors to run on; never of a container's first process.
     pub affinity: Option<Vec<u32>>,
+    /// Where memory is taken.
+    pub memory_policy: Option<MemoryPolicy>,
     /// The size that the spec gives a terminal.
     pub console_size: Option<TerminalSize>,
 }
 
+/// Nodes that memory is taken from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MemoryPolicy {
+    /// `MPOL_*`, with its flags.
+    pub mode: u32,
+    /// The nodes; empty where the mode wants none.
+    pub nodes: Vec<u32>,
+}
+
 impl ProcessPlan {
     /// Validates a process. What it leaves open is taken from `first`, the container's first
-    /// process, when it joins a container.
+    /// process, when it joins a container. `linux` has what concerns every process.
     pub(super) fn new(
         process: &Process,
         first: Option<&Process>,
-        personality: Option<&LinuxPersonality>,
+        linux: Option<&Linux>,
     ) -> Result<Self, PlanError> {
         let args: Vec<CString> = process
             .args()
@@ -105,6 +117,23 @@ impl ProcessPlan {
                 format!("{value} is not from -1000 to 1000"),
             ));
         }
+        let apparmor_profile = label(
+            process.apparmor_profile(),
+            first.map(Process::apparmor_profile),
+        );
+        if apparmor_profile.is_some() && !has_apparmor() {
+            return Err(PlanError::new(
+                "process.apparmorProfile",
+                "this host's kernel has no AppArmor; leave it out",
+            ));
+        }
+        let selinux_label = label(process.selinux_label(), first.map(Process::selinux_label));
+        if selinux_label.is_some() && !has_selinux() {
+            return Err(PlanError::new(
+                "process.selinuxLabel",
+                "this host's kernel has no SELinux; leave it out",
+            ));
+        }
         let user = process.user();
         Ok(Self {
             args,
@@ -119,15 +148,28 @@ impl ProcessPlan {
             rlimits: rlimits(limits.unwrap_or_default())?,
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             oom_score_adj,
-            apparmor_profile: label(
-                process.apparmor_profile(),
-                first.map(Process::apparmor_profile),
-            ),
-            selinux_label: label(process.selinux_label(), first.map(Process::selinux_label)),
-            scheduler: process.scheduler().as_ref().map(scheduler).transpose()?,
-            io_priority: io_priority(process)?,
-            personality: personality.map(domain).transpose()?,
-            affinity: affinity(process)?,
+            apparmor_profile,
+            selinux_label,
+            scheduler: process
+                .scheduler()
+                .as_ref()
+                .or(first.and_then(|first| first.scheduler().as_ref()))
+                .map(scheduler)
+                .transpose()?,
+            io_priority: process
+                .io_priority()
+                .as_ref()
+                .or(first.and_then(|first| first.io_priority().as_ref()))
+                .map(io_priority)
+                .transpose()?,
+            personality: linux
+                .and_then(|linux| linux.personality().as_ref())
+                .map(domain),
+            memory_policy: linux
+                .and_then(|linux| linux.memory_policy().as_ref())
+                .map(memory_policy)
+                .transpose()?,
+            affinity: affinity(process, first)?,
             console_size: process.console_size().and_then(|size| {
                 let size = TerminalSize {
                     columns: size.width().try_into().ok()?,
@@ -145,6 +187,17 @@ impl ProcessPlan {
             Some(OsStr::from_bytes(value.strip_prefix(b"=")?))
         })
     }
+}
+
+/// Whether the kernel confines processes by AppArmor.
+fn has_apparmor() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled")
+        .is_ok_and(|value| value.starts_with(b"Y"))
+}
+
+/// Whether the kernel confines processes by SELinux.
+pub(crate) fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
 }
 
 fn text(field: &str, value: &str) -> Result<CString, PlanError> {
@@ -263,17 +316,14 @@ fn scheduler(scheduler: &Scheduler) -> Result<SchedulerAttributes, PlanError> {
     })
 }
 
-fn io_priority(process: &Process) -> Result<Option<(u32, u32)>, PlanError> {
-    let Some(priority) = process.io_priority() else {
-        return Ok(None);
-    };
+fn io_priority(priority: &LinuxIOPriority) -> Result<(u32, u32), PlanError> {
     let class = match priority.class() {
         IOPriorityClass::IoprioClassRt => 1,
         IOPriorityClass::IoprioClassBe => 2,
         IOPriorityClass::IoprioClassIdle => 3,
     };
     match priority.priority() {
-        level @ 0..=7 => Ok(Some((class, level as u32))),
+        level @ 0..=7 => Ok((class, level as u32)),
         level => Err(PlanError::new(
             "process.ioPriority",
             format!("priority {level} is not from 0 to 7"),
@@ -281,56 +331,104 @@ fn io_priority(process: &Process) -> Result<Option<(u32, u32)>, PlanError> {
     }
 }
 
-fn domain(personality: &LinuxPersonality) -> Result<u32, PlanError> {
-    if personality
-        .flags()
-        .as_ref()
-        .is_some_and(|flags| !flags.is_empty())
-    {
-        return Err(PlanError::new(
-            "linux.personality.flags",
-            "no flag is supported; leave it empty",
-        ));
+fn memory_policy(policy: &LinuxMemoryPolicy) -> Result<MemoryPolicy, PlanError> {
+    use MemoryPolicyModeType as Mode;
+    let mode = policy.mode();
+    let text = policy.nodes().as_deref().unwrap_or("").trim();
+    let nodes = match text {
+        "" => Vec::new(),
+        text => numbers(text).ok_or_else(|| {
+            PlanError::new(
+                "linux.memoryPolicy.nodes",
+                format!("{text:?} is not a list of nodes, as in 0-2,7"),
+            )
+        })?,
+    };
+    let (number, needs) = match mode {
+        Mode::MpolDefault => (0, Some(false)),
+        Mode::MpolPreferred => (1, None),
+        Mode::MpolBind => (2, Some(true)),
+        Mode::MpolInterleave => (3, Some(true)),
+        Mode::MpolLocal => (4, Some(false)),
+        Mode::MpolPreferredMany => (5, Some(true)),
+        Mode::MpolWeightedInterleave => (6, Some(true)),
+    };
+    match (needs, nodes.is_empty()) {
+        (Some(true), true) => {
+            return Err(PlanError::new(
+                "linux.memoryPolicy.nodes",
+                format!("is empty; {mode} needs at least one node"),
+            ));
+        }
+        (Some(false), false) => {
+            return Err(PlanError::new(
+                "linux.memoryPolicy.nodes",
+                format!("{text:?} does not fit {mode}, which takes no nodes"),
+            ));
+        }
+        _ => {}
     }
-    Ok(match personality.domain() {
-        LinuxPersonalityDomain::PerLinux => 0,
-        LinuxPersonalityDomain::PerLinux32 => 8,
+    let flags = policy.flags().iter().flatten().map(|flag| match flag {
+        MemoryPolicyFlagType::MpolFNumaBalancing => 1 << 13,
+        MemoryPolicyFlagType::MpolFRelativeNodes => 1 << 14,
+        MemoryPolicyFlagType::MpolFStaticNodes => 1 << 15,
+    });
+    Ok(MemoryPolicy {
+        mode: flags.fold(number, |mode, flag| mode | flag),
+        nodes,
     })
 }
 
+fn domain(personality: &LinuxPersonality) -> u32 {
+    // The specification names none; runc warns too.
+    if let Some(flags) = personality.flags().as_ref().filter(|list| !list.is_empty()) {
+        tracing::warn!("linux.personality.flags: {flags:?} is ignored; there are no flags");
+    }
+    match personality.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => 8,
+    }
+}
+
 /// The processors for the command, else those for its set-up: the set-up is over so soon that a
-/// change on the way would cost more than it gives.
-fn affinity(process: &Process) -> Result<Option<Vec<u32>>, PlanError> {
-    let Some(affinity) = process.exec_cpu_affinity() else {
+/// change on the way would cost more than it gives. A container's first process has none: what it
+/// is given is for those that join it (`first`) and do not say themselves.
+fn affinity(process: &Process, first: Option<&Process>) -> Result<Option<Vec<u32>>, PlanError> {
+    let given = process.exec_cpu_affinity().as_ref();
+    let Some(affinity) = given.or(first.and_then(|first| first.exec_cpu_affinity().as_ref()))
+    else {
         return Ok(None);
     };
-    let list = |cpus: &Option<String>| cpus.clone().filter(|cpus| !cpus.is_empty());
-    list(affinity.cpu_affinity_final())
-        .or_else(|| list(affinity.initial()))
-        .map(|cpus| {
-            processors(&cpus).ok_or_else(|| {
+    let list = |name: &str, cpus: &Option<String>| {
+        let cpus = cpus.as_ref().filter(|cpus| !cpus.is_empty());
+        cpus.map(|cpus| {
+            numbers(cpus).ok_or_else(|| {
                 PlanError::new(
-                    "process.execCPUAffinity",
+                    format!("process.execCPUAffinity.{name}"),
                     format!("{cpus:?} is not a list of processors, as in 0-2,7"),
                 )
             })
         })
         .transpose()
+    };
+    let initial = list("initial", affinity.initial())?;
+    let last = list("final", affinity.cpu_affinity_final())?;
+    Ok(last.or(initial).filter(|_| first.is_some()))
 }
 
 /// A list such as `0-2,7`.
-fn processors(list: &str) -> Option<Vec<u32>> {
+fn numbers(list: &str) -> Option<Vec<u32>> {
     const MOST: u32 = 8192;
-    let mut cpus = Vec::new();
+    let mut numbers = Vec::new();
     for part in list.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         let (first, last): (u32, u32) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
         if first > last || last >= MOST {
             return None;
         }
-        cpus.extend(first..=last);
+        numbers.extend(first..=last);
     }
-    Some(cpus)
+    Some(numbers)
 }
 
 #[cfg(test)]
@@ -338,10 +436,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_processors() {
-        assert_eq!(processors("0-2,7"), Some(vec![0, 1, 2, 7]));
-        assert_eq!(processors("2-1"), None);
-        assert_eq!(processors("0-99999999"), None);
-        assert_eq!(processors("x"), None);
+    fn lists_of_numbers() {
+        assert_eq!(numbers("0-2,7"), Some(vec![0, 1, 2, 7]));
+        assert_eq!(numbers("2-1"), None);
+        assert_eq!(numbers("0-99999999"), None);
+        assert_eq!(numbers("x"), None);
     }
 }

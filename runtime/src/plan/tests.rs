@@ -61,6 +61,20 @@ fn the_wrong_field_is_named() {
     assert_eq!(wrong(|spec| spec["root"]["path"] = json!("/")), "root.path");
     assert_eq!(wrong(|spec| spec["hostname"] = json!("x")), "hostname");
     assert_eq!(
+        wrong(|spec| {
+            spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "uts"}]);
+            spec["domainname"] = json!("x".repeat(65));
+        }),
+        "domainname"
+    );
+    assert_eq!(
+        wrong(
+            |spec| spec["mounts"] = json!([{"destination": "/a", "source": "/tmp",
+            "options": ["bind", "ro", "size=1m"]}])
+        ),
+        "mounts[/a]"
+    );
+    assert_eq!(
         wrong(|spec| spec["linux"]["cgroupsPath"] = json!("/../x")),
         "linux.cgroupsPath"
     );
@@ -73,9 +87,38 @@ fn the_wrong_field_is_named() {
         "linux.rootfsPropagation"
     );
     assert_eq!(
-        wrong(|spec| spec["linux"]["intelRdt"] = json!({"closID": "x"})),
+        wrong(|spec| spec["linux"]["intelRdt"] = json!({"closID": "a/b"}))
+            .trim_end_matches(".closID"),
         "linux.intelRdt"
     );
+    for (host, name) in [
+        ("a b", ""),
+        ("eth0", "/"),
+        ("", "x"),
+        ("eth0", "a23456789b123456"),
+    ] {
+        assert_eq!(
+            wrong(|spec| {
+                spec["linux"]["namespaces"] = json!([{"type": "mount"}, {"type": "network"}]);
+                spec["linux"]["netDevices"] = json!({host: {"name": name}});
+            }),
+            format!("linux.netDevices[{host}]")
+        );
+    }
+    assert_eq!(
+        wrong(|spec| spec["linux"]["netDevices"] = json!({"eth0": {}})),
+        "linux.netDevices"
+    );
+    for policy in [
+        json!({"mode": "MPOL_BIND"}),
+        json!({"mode": "MPOL_DEFAULT", "nodes": "0"}),
+        json!({"mode": "MPOL_BIND", "nodes": "0-"}),
+    ] {
+        assert_eq!(
+            wrong(|spec| spec["linux"]["memoryPolicy"] = policy.clone()),
+            "linux.memoryPolicy.nodes"
+        );
+    }
     assert_eq!(
         wrong(|spec| spec["linux"]["resources"] = json!({"memory": {"swap": 5}})),
         "linux.resources.memory.swap"
@@ -102,6 +145,36 @@ fn namespaces_must_fit_what_is_asked_of_them() {
     assert_eq!(
         wrong(|spec| spec["linux"]["timeOffsets"] = json!({"monotonic": {"secs": 1}})),
         "linux.timeOffsets"
+    );
+    let path = |kind: &str, path: &str| {
+        namespaces(json!([{"type": "mount"},
+        {"type": kind, "path": path}]))
+    };
+    for (kind, file) in [
+        ("network", "/proc/self/ns/uts"),
+        ("network", "/etc/passwd"),
+        ("network", "/no/such"),
+        ("network", "proc/self/ns/net"),
+    ] {
+        assert_eq!(
+            wrong(path(kind, file)),
+            "linux.namespaces[1].path",
+            "{file}"
+        );
+    }
+    assert_eq!(
+        wrong(|spec| {
+            spec["linux"]["gidMappings"] = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+        }),
+        "linux.gidMappings"
+    );
+    // The host's network by another name.
+    assert_eq!(
+        wrong(|spec| {
+            path("network", "/proc/self/ns/net")(spec);
+            spec["linux"]["sysctl"] = json!({"net.core.somaxconn": "1"});
+        }),
+        "linux.sysctl[net.core.somaxconn]"
     );
     let overlap = json!([
         {"containerID": 0, "hostID": 100, "size": 10},
@@ -133,6 +206,7 @@ fn only_parameters_of_the_container_s_own_namespaces_are_set() {
         "kernel.panic",
         "vm.swappiness",
         "fs/mqueue/../x",
+        "kernel.hostname",
     ] {
         assert!(set(name).is_err(), "{name}");
     }

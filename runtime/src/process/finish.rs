@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
 use rustix::fs::{Gid, Mode, Uid, fchown, fstat, makedev};
 use rustix::process::{Resource, Rlimit, chdir, getcwd, setrlimit, umask};
@@ -55,42 +54,50 @@ pub(super) fn connect(io: &Io) -> Step<()> {
     all().stage(|| "connect the standard streams")
 }
 
-/// Attributes that need the rights, and the /proc, of the host.
-pub(super) fn set_host_attributes(process: &ProcessPlan, proc: BorrowedFd<'_>) -> Step<()> {
+/// How much the host gives to a process: what takes the rights, and the /proc, of the host. `pid` is
+/// 0 for the calling process.
+pub(super) fn set_priorities(process: &ProcessPlan, proc: BorrowedFd<'_>, pid: u32) -> Step<()> {
     if let Some(value) = process.oom_score_adj {
-        write_at(proc, "self/oom_score_adj", &value.to_string())
+        let file = match pid {
+            0 => "self/oom_score_adj".to_owned(),
+            pid => format!("{pid}/oom_score_adj"),
+        };
+        write_at(proc, &file, &value.to_string())
             .stage(|| format!("set oom_score_adj to {value}"))?;
     }
+    if let Some(scheduler) = process.scheduler {
+        sys::set_scheduler(pid, scheduler).stage(|| "set the scheduler")?;
+    }
+    if let Some((class, level)) = process.io_priority {
+        sys::set_io_priority(pid, class, level).stage(|| "set the io priority")?;
+    }
+    Ok(())
+}
+
+/// What the calling process sets for itself.
+pub(super) fn set_own_attributes(process: &ProcessPlan) -> Step<()> {
     if let Some(cpus) = &process.affinity {
         sys::set_affinity(cpus).stage(|| "set the processor affinity")?;
     }
-    if let Some(scheduler) = process.scheduler {
-        sys::set_scheduler(scheduler).stage(|| "set the scheduler")?;
-    }
-    if let Some((class, level)) = process.io_priority {
-        sys::set_io_priority(class, level).stage(|| "set the io priority")?;
+    if let Some(policy) = &process.memory_policy {
+        sys::set_memory_policy(policy.mode, &policy.nodes).stage(|| "set the memory policy")?;
     }
     if let Some(domain) = process.personality {
         sys::set_personality(domain).stage(|| "set the personality")?;
     }
-    set_labels(process, proc)
+    Ok(())
 }
 
-/// Security labels for the command. A kernel without the module cannot confine the process: whether
-/// that is acceptable has been decided by whoever chose the kernel.
-fn set_labels(process: &ProcessPlan, proc: BorrowedFd<'_>) -> Step<()> {
-    if let Some(profile) = &process.apparmor_profile
-        && std::fs::read("/sys/module/apparmor/parameters/enabled")
-            .is_ok_and(|value| value.starts_with(b"Y"))
-    {
+/// Security labels for the program that the calling process becomes next, hooks among them. `proc`
+/// is the host's.
+pub(super) fn set_labels(process: &ProcessPlan, proc: BorrowedFd<'_>) -> Step<()> {
+    if let Some(profile) = &process.apparmor_profile {
         let text = format!("exec {profile}");
         write_at(proc, "self/attr/apparmor/exec", &text)
             .or_else(|_| write_at(proc, "self/attr/exec", &text))
             .stage(|| format!("set the AppArmor profile {profile}"))?;
     }
-    if let Some(label) = &process.selinux_label
-        && Path::new("/sys/fs/selinux/enforce").exists()
-    {
+    if let Some(label) = &process.selinux_label {
         write_at(proc, "self/attr/exec", label)
             .stage(|| format!("set the SELinux label {label}"))?;
     }
@@ -114,8 +121,19 @@ pub(super) fn limit_stage(resource: Resource, limit: Rlimit) -> String {
     )
 }
 
+/// Closes every descriptor but the streams, those that the caller hands on and `kept`. Descriptors of
+/// the host must not be there when a path of the container is used: one like /proc/self/fd/7/../..
+/// would lead to the host's files (CVE-2024-21626).
+pub(super) fn let_go_of_the_host(preserve_fds: u32, kept: &[BorrowedFd<'_>]) -> Step<()> {
+    sys::close_all_from(3 + preserve_fds, kept).stage(|| "close the descriptors of the host")
+}
+
 /// Becomes the user of the command, with its rights and no more, and finds the command.
-pub(super) fn become_user(process: &ProcessPlan, filter: Option<Filter>) -> Step<Prepared> {
+pub(super) fn become_user(
+    process: &ProcessPlan,
+    filter: Option<Filter>,
+    channel: &Channel,
+) -> Step<Prepared> {
     let early = filter.as_ref().filter(|_| !process.no_new_privileges);
     process
         .capabilities
@@ -129,7 +147,7 @@ pub(super) fn become_user(process: &ProcessPlan, filter: Option<Filter>) -> Step
     let entered = enter_cwd(process);
     if let Some(filter) = early {
         // Without no_new_privs only a privileged process may do this.
-        filter.install().stage(|| "install the seccomp filter")?;
+        install(filter, channel)?;
     }
     let groups: Vec<Gid> = process
         .groups
@@ -168,16 +186,32 @@ pub(super) fn become_user(process: &ProcessPlan, filter: Option<Filter>) -> Step
 
 impl Prepared {
     /// Runs the command; returns only when that fails.
-    pub(super) fn execute(self, process: &ProcessPlan, channel: &Channel) -> Step<Infallible> {
-        sys::close_on_exec_from(3).stage(|| "close the descriptors")?;
+    pub(super) fn execute(
+        self,
+        process: &ProcessPlan,
+        preserve_fds: u32,
+        channel: &Channel,
+    ) -> Step<Infallible> {
+        sys::close_on_exec_from(3 + preserve_fds).stage(|| "close the descriptors")?;
         channel
             .send(&Message::Executing, None)
             .stage(|| "report to the caller")?;
         if let Some(filter) = &self.filter {
-            filter.install().stage(|| "install the seccomp filter")?;
+            install(filter, channel)?;
         }
         sys::execute(&self.path, &process.args, &self.env)
             .map_err(|error| command::refused(&self.path, &error))
+    }
+}
+
+/// Puts the calling process under its filter.
+fn install(filter: &Filter, channel: &Channel) -> Step<()> {
+    let listener = filter.install().stage(|| "install the seccomp filter")?;
+    match listener {
+        Some(listener) => channel
+            .offer_listener(listener.as_fd())
+            .stage(|| "hand over the seccomp filter"),
+        None => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
 use oci_spec::runtime::State;
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::Mode;
 use rustix::net::{SocketFlags, accept_with};
 use rustix::process::{setsid, umask};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
@@ -12,12 +12,13 @@ use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use super::Io;
 use super::finish::{self, Prepared};
 use super::message::{Channel, Failure, FailureKind, Message, Stage, Step};
+use crate::container::LaunchOptions;
 use crate::mounts::{self, Sources};
-use crate::namespaces::{self, Joined, write_at};
+use crate::namespaces::{self, Joined, open_proc, write_at};
 use crate::plan::{IdMapping, NamespaceKind, Plan};
 use crate::rootfs::{self, Root};
 use crate::tty::Terminal;
-use crate::{devices, hooks, sys};
+use crate::{devices, hooks, network, sys};
 
 /// What the process inherits.
 pub(super) struct Inherited<'a> {
@@ -28,6 +29,7 @@ pub(super) struct Inherited<'a> {
     /// Where `Start` comes in.
     pub listener: OwnedFd,
     pub io: &'a Io,
+    pub options: LaunchOptions,
     /// The state for hooks; the process fills in its own id.
     pub state: State,
     /// Whether a helper has joined the namespaces that are to be joined.
@@ -65,9 +67,7 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     sys::reset_signals();
     // The memory is a copy of the caller's: no process of the container may look into it.
     sys::set_dumpable(false).stage(|| "close the memory to the container")?;
-    // The host's own /proc: nothing that the container mounts later can pass for it.
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
+    let proc = open_proc().stage(|| "open /proc")?;
 
     if !inherited.joined_already {
         inherited
@@ -80,9 +80,14 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
         })?;
     }
     setsid().stage(|| "make a session")?;
-    sys::new_session_keyring().stage(|| "make a session keyring")?;
+    if !inherited.options.keep_keyring {
+        sys::new_session_keyring().stage(|| "make a session keyring")?;
+    }
     finish::connect(inherited.io)?;
-    finish::set_host_attributes(&plan.process, proc.as_fd())?;
+    finish::set_own_attributes(&plan.process)?;
+    if plan.namespaces.makes(NamespaceKind::Network) {
+        network::raise_loopback().stage(|| "switch the loopback on")?;
+    }
     namespaces::make_late(&plan.namespaces, proc.as_fd())?;
 
     umask(Mode::empty());
@@ -110,7 +115,8 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     root.make_directory(&plan.process.cwd)
         .stage(|| format!("make the directory {}", plan.process.cwd.display()))?;
 
-    root.enter()?;
+    root.enter(inherited.options.no_pivot)?;
+    devices::replace_null(plan, &root)?;
     if let Io::Terminal { size } = inherited.io {
         let terminal = Terminal::open(plan.process.uid, size.or(plan.process.console_size))?;
         terminal.mount_console(&root)?;
@@ -124,9 +130,13 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     if plan.readonly_root {
         rootfs::make_root_readonly().stage(|| "make the root read-only")?;
     }
-    // Descriptors of the host must not be there when a path of the container is used.
+    finish::set_labels(&plan.process, proc.as_fd())?;
     drop((proc, root));
-    let prepared = finish::become_user(&plan.process, plan.seccomp.clone())?;
+    finish::let_go_of_the_host(
+        inherited.options.preserve_fds,
+        &[channel.as_fd(), inherited.listener.as_fd()],
+    )?;
+    let prepared = finish::become_user(&plan.process, plan.seccomp.clone(), channel)?;
     channel
         .send(&Message::Ready, None)
         .stage(|| "report to the caller")?;
@@ -142,10 +152,13 @@ pub(super) fn hand_over(terminal: &Terminal, channel: &Channel) -> Step<()> {
 }
 
 /// Those hooks that run when the mounts are made and the root is not yet entered: the caller's
-/// first, then the ones that run in the container's namespaces.
+/// first, for which it has the network devices moved, then the ones that run in the container's namespaces.
 fn run_early_hooks(inherited: &Inherited<'_>) -> Step<()> {
     let hooks = &inherited.plan.hooks;
-    if hooks.prestart().is_some() || hooks.create_runtime().is_some() {
+    if hooks.prestart().is_some()
+        || hooks.create_runtime().is_some()
+        || !inherited.plan.net_devices.is_empty()
+    {
         inherited
             .channel
             .send(&Message::MountsReady, None)
@@ -215,5 +228,9 @@ fn start(inherited: &Inherited<'_>, prepared: Prepared, channel: &Channel) -> St
         &state,
     )
     .stage(|| "run the hooks")?;
-    prepared.execute(&inherited.plan.process, channel)
+    prepared.execute(
+        &inherited.plan.process,
+        inherited.options.preserve_fds,
+        channel,
+    )
 }

@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::setsid;
 
 use super::Io;
 use super::finish;
 use super::init::{hand_over, report};
 use super::message::{Channel, Stage, Step};
+use crate::container::ExecOptions;
+use crate::namespaces::open_proc;
 use crate::plan::ProcessPlan;
 use crate::seccomp::Filter;
 use crate::sys;
@@ -26,7 +27,7 @@ pub(super) struct Inherited<'a> {
     /// Whether the container has a user namespace to join.
     pub user: bool,
     pub channel: Channel,
-    pub io: &'a Io,
+    pub options: &'a ExecOptions,
 }
 
 /// The life of the process. Returns the exit code for a failure, which has been reported.
@@ -41,12 +42,16 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     sys::reset_signals();
     // The memory is a copy of the caller's: no process of the container may look into it.
     sys::set_dumpable(false).stage(|| "close the memory to the container")?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
+    let proc = open_proc().stage(|| "open /proc")?;
     setsid().stage(|| "make a session")?;
-    sys::new_session_keyring().stage(|| "make a session keyring")?;
-    finish::connect(inherited.io)?;
-    finish::set_host_attributes(process, proc.as_fd())?;
+    let options = inherited.options;
+    if !options.keep_keyring {
+        sys::new_session_keyring().stage(|| "make a session keyring")?;
+    }
+    finish::connect(&options.io)?;
+    finish::set_own_attributes(process)?;
+    finish::set_priorities(process, proc.as_fd(), 0)?;
+    finish::set_labels(process, proc.as_fd())?;
     // From here on nothing is opened by a path of the host, and nothing of the host stays open.
     drop(proc);
     let user = if inherited.user {
@@ -60,13 +65,14 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     // file of the container is trusted to name them.
     sys::set_namespace(inherited.first, inherited.namespaces | user)
         .stage(|| "join the container's namespaces")?;
-    if let Io::Terminal { size } = inherited.io {
+    if let Io::Terminal { size } = options.io {
         let terminal = Terminal::open(process.uid, size.or(process.console_size))?;
         hand_over(&terminal, &inherited.channel)?;
     }
     if !inherited.user {
         finish::set_limits(&process.rlimits)?;
     }
-    let prepared = finish::become_user(process, inherited.filter.clone())?;
-    prepared.execute(process, &inherited.channel)
+    finish::let_go_of_the_host(options.preserve_fds, &[inherited.channel.as_fd()])?;
+    let prepared = finish::become_user(process, inherited.filter.clone(), &inherited.channel)?;
+    prepared.execute(process, options.preserve_fds, &inherited.channel)
 }

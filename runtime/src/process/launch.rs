@@ -9,16 +9,18 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitIdStatus, pidfd_open, pidfd_send_signal, prlimit,
 };
 
-use super::finish::limit_stage;
-use super::message::{Channel, Failure, Message, Stage};
+use super::finish::{limit_stage, set_priorities};
+use super::message::{Channel, Failure, Message, Stage, Step};
 use super::{Io, Launched, init, join, reap};
 use crate::cgroup::Cgroup;
+use crate::container::{ExecOptions, LaunchOptions};
 use crate::error::{CreateError, ExecError};
 use crate::hooks;
 use crate::mounts::Sources;
-use crate::namespaces::{ChildrenIn, Joined, birth_flags, write_mappings};
+use crate::namespaces::{ChildrenIn, Joined, birth_flags, open_proc, write_mappings};
+use crate::network::Devices;
 use crate::plan::{NamespaceKind, Plan, ProcessPlan};
-use crate::seccomp::Filter;
+use crate::seccomp::{Filter, Listener};
 use crate::sys::{self, NewProcess};
 
 /// A process that does not outlive its set-up unless that succeeds.
@@ -49,6 +51,20 @@ impl Child {
             }
             Err(error) => error.to_string(),
         }
+    }
+
+    /// Gives the descriptor of its filter to the agent.
+    fn hand_over(
+        &self,
+        listener: Option<&Listener>,
+        fd: i32,
+        state: &State,
+        channel: &Channel,
+    ) -> Step<()> {
+        let (Some(listener), Some(pidfd)) = (listener, &self.pidfd) else {
+            return Err("there is no agent for it").stage(|| "hand over the seccomp filter");
+        };
+        listener.hand_over(fd, (self.pid, pidfd.as_fd()), state, channel)
     }
 
     /// Leaves it alone from now on.
@@ -91,6 +107,7 @@ pub(crate) fn create(
     cgroup_mount: &Path,
     listener: OwnedFd,
     io: Io,
+    options: LaunchOptions,
     mut state: State,
 ) -> Result<Launched, CreateError> {
     let system = |what| move |source| CreateError::System { what, source };
@@ -107,6 +124,7 @@ pub(crate) fn create(
         channel: theirs,
         listener,
         io: &io,
+        options,
         state: state.clone(),
         joined_already: with_helper,
     };
@@ -116,7 +134,10 @@ pub(crate) fn create(
         sibling: false,
     };
     let mut child = if with_helper {
-        let helper = sys::spawn(NewProcess::default(), || help(how, inherited));
+        let helper = sys::spawn(NewProcess::default(), || {
+            sys::close_inherited(channel.as_fd());
+            help(how, inherited)
+        });
         Child::new(helper.map_err(system("make a helper process"))?)
     } else {
         let _inside = joined
@@ -124,7 +145,11 @@ pub(crate) fn create(
             .map(ChildrenIn::enter)
             .transpose()
             .map_err(system("join the pid namespace"))?;
-        let first = sys::spawn(how, || init::run(inherited));
+        let first = sys::spawn(how, || {
+            // Or it would never see the end of a caller that is killed.
+            sys::close_inherited(channel.as_fd());
+            init::run(inherited)
+        });
         Child::new(first.map_err(system("make the container's process (clone3)"))?)
     };
     // What only the process needs goes now, or the end of its streams would not be seen.
@@ -141,8 +166,19 @@ pub(crate) fn create(
             .map_err(system("talk to the container's process"))?;
     }
     state.set_pid(Some(child.pid as i32));
-    let terminal = follow(plan, &channel, &mut child, &state)?;
+    let shares = plan.shares.as_ref().map(|group| group.enter(child.pid));
+    let shares = shares
+        .transpose()
+        .stage(|| "set the shares of caches and memory bandwidth (resctrl)")?;
+    let mut devices = None;
+    let terminal = follow(plan, &channel, &mut child, &state, &mut devices)?;
     set_limits(plan, child.pid)?;
+    if let Some(devices) = devices {
+        devices.keep();
+    }
+    if let Some(shares) = shares {
+        shares.keep();
+    }
     child
         .release(terminal)
         .ok_or_else(gone)
@@ -197,13 +233,14 @@ fn real_process(channel: &Channel, mut helper: Child) -> Result<Child, CreateErr
     Ok(child)
 }
 
-/// Follows the first process until it is ready, running the caller's hooks on the way. Returns the
-/// master of its terminal.
+/// Follows the first process until it is ready, moving network devices and running the caller's
+/// hooks on the way. Returns the master of its terminal.
 fn follow(
     plan: &Plan,
     channel: &Channel,
     child: &mut Child,
     state: &State,
+    devices: &mut Option<Devices>,
 ) -> Result<Option<OwnedFd>, CreateError> {
     let system = |source| CreateError::System {
         what: "talk to the container's process",
@@ -213,11 +250,18 @@ fn follow(
     loop {
         match channel.receive().map_err(system)? {
             Some((Message::MountsReady, _)) => {
+                if !plan.net_devices.is_empty() {
+                    *devices = Some(Devices::take(&plan.net_devices, child.pid)?);
+                }
                 hooks::run("prestart", plan.hooks.prestart(), state)?;
                 hooks::run("createRuntime", plan.hooks.create_runtime(), state)?;
                 channel.send(&Message::HooksDone, None).map_err(system)?;
             }
             Some((Message::Terminal, fd)) => terminal = fd,
+            Some((Message::Listener { fd }, _)) => {
+                let listener = plan.seccomp.as_ref().and_then(Filter::listener);
+                child.hand_over(listener, fd, state, channel)?;
+            }
             Some((Message::Ready, _)) => return Ok(terminal),
             Some((Message::Failed(failure), _)) => return Err(failure.into()),
             Some((message, _)) => {
@@ -228,9 +272,11 @@ fn follow(
     }
 }
 
-/// Sets the limits of the first process from outside, where a user namespace takes no rights away,
-/// and when it no longer opens anything itself.
+/// Sets the limits and priorities of the first process from outside, where a user namespace takes no
+/// rights away, and when it no longer opens anything itself.
 fn set_limits(plan: &Plan, pid: u32) -> Result<(), Failure> {
+    let proc = open_proc().stage(|| "open /proc")?;
+    set_priorities(&plan.process, proc.as_fd(), pid)?;
     for &(resource, limit) in &plan.process.rlimits {
         prlimit(Pid::from_raw(pid as i32), resource, limit)
             .stage(|| limit_stage(resource, limit))?;
@@ -250,6 +296,8 @@ pub(crate) struct Place<'a> {
     pub user: bool,
     /// Its cgroup.
     pub cgroup: &'a Cgroup,
+    /// Its state, for an agent that answers system calls.
+    pub state: State,
 }
 
 /// A process on its way to its command. Dropping it ends the process.
@@ -260,6 +308,8 @@ pub struct Launching {
     child: Option<Child>,
     terminal: Option<OwnedFd>,
     executing: bool,
+    /// Who answers system calls of the process, and what it is told of the container.
+    listener: Option<(Listener, State)>,
 }
 
 /// Readable when [`Launching::advance`] has something to do.
@@ -290,6 +340,13 @@ impl Launching {
             };
             match received {
                 Some((Message::Terminal, fd)) => self.terminal = fd,
+                Some((Message::Listener { fd }, _)) => {
+                    let child = self.child.as_ref().ok_or_else(gone);
+                    let child = child.map_err(system("follow the new process"))?;
+                    if let Some((listener, state)) = &self.listener {
+                        child.hand_over(Some(listener), fd, state, &self.channel)?;
+                    }
+                }
                 Some((Message::Executing, _)) => self.executing = true,
                 Some((Message::Failed(failure), _)) => return Err(failure.into()),
                 Some((message, _)) => return Err(ExecError::Died(format!("it sent {message:?}"))),
@@ -331,7 +388,7 @@ pub(crate) fn exec(
     process: &ProcessPlan,
     filter: Option<Filter>,
     place: &Place<'_>,
-    io: Io,
+    options: ExecOptions,
     other_cgroup: impl FnOnce() -> Option<Cgroup>,
 ) -> Result<Launching, ExecError> {
     let system = |what| move |source| ExecError::System { what, source };
@@ -344,7 +401,7 @@ pub(crate) fn exec(
             namespaces: place.namespaces,
             user: place.user,
             channel: theirs,
-            io: &io,
+            options: &options,
         };
         let how = NewProcess {
             cgroup: Some(cgroup.as_fd()),
@@ -355,8 +412,11 @@ pub(crate) fn exec(
             .then(|| ChildrenIn::enter(place.first))
             .transpose()
             .map_err(system("join the pid namespace"))?;
-        let child = sys::spawn(how, || join::run(inherited))
-            .map_err(system("make a process in the container (clone3)"))?;
+        let child = sys::spawn(how, || {
+            sys::close_inherited(channel.as_fd());
+            join::run(inherited)
+        })
+        .map_err(system("make a process in the container (clone3)"))?;
         Ok((channel, Child::new(child)))
     };
     let made = match attempt(place.cgroup) {
@@ -376,5 +436,9 @@ pub(crate) fn exec(
         child: Some(child),
         terminal: None,
         executing: false,
+        listener: filter
+            .as_ref()
+            .and_then(Filter::listener)
+            .map(|listener| (listener.clone(), place.state.clone())),
     })
 }

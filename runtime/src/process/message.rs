@@ -7,6 +7,7 @@
 //! | | `Mapped`: its ids are mapped, go on |
 //! | `MountsReady`: hooks may run | `HooksDone` |
 //! | `Terminal` with the master's descriptor | |
+//! | `Listener`: the descriptor of its filter, for an agent | `ListenerTaken` |
 //! | `Ready`: set up, waits for `Start` on a connection of its own | `Start` |
 //! | `Executing`, then the end of the connection | |
 //! | `Failed` at any time, instead of all the rest | |
@@ -14,7 +15,7 @@
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
@@ -43,6 +44,14 @@ pub(crate) enum Message {
     Ready,
     /// Run the command.
     Start,
+    /// The process is under a filter that leaves calls to an agent. Written and read, not sent and
+    /// received: the fewer calls a profile must allow the better.
+    Listener {
+        /// The number of the filter's descriptor in the process.
+        fd: i32,
+    },
+    /// The agent has the descriptor, go on.
+    ListenerTaken,
     /// The next thing is `execve`.
     Executing,
     /// The process has given up.
@@ -125,6 +134,20 @@ impl Channel {
             SendFlags::NOSIGNAL,
         )?;
         Ok(())
+    }
+
+    /// Hands the descriptor of the calling process's filter to its agent, by way of the caller.
+    pub(crate) fn offer_listener(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        let message = Message::Listener {
+            fd: listener.as_raw_fd(),
+        };
+        rustix::io::write(&self.0, &serde_json::to_vec(&message)?)?;
+        let mut answer = [0u8; 64];
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut answer))?;
+        match serde_json::from_slice(&answer[..length]) {
+            Ok(Message::ListenerTaken) => Ok(()),
+            _ => Err(io::Error::other("the caller has not taken it")),
+        }
     }
 
     /// Waits for the next message and its descriptor; `None` when the other side has closed.

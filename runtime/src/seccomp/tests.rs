@@ -81,9 +81,67 @@ fn foreign_calls_end_the_thread() {
 }
 
 #[test]
-fn notifications_are_refused() {
-    let profile = profile(json!({"defaultAction": "SCMP_ACT_NOTIFY", "syscalls": []}));
-    assert!(compile(&profile).is_err());
+fn notifications_need_an_agent_and_leave_the_engine_its_way_to_it() {
+    let asking = |rules: Value| {
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/run/agent",
+            "syscalls": rules})
+    };
+    let rule = |name: &str| json!([{"names": ["read", name], "action": "SCMP_ACT_NOTIFY"}]);
+    let filter = Filter::compile(&profile(asking(rule("mkdir")))).unwrap();
+    assert!(filter.unwrap().listener().is_some());
+
+    let wrong = |value: Value| Filter::compile(&profile(value)).unwrap_err().field;
+    assert_eq!(wrong(asking(rule("write"))), "linux.seccomp.syscalls[0]");
+    let mut nobody = asking(rule("mkdir"));
+    nobody["listenerPath"] = json!("relative");
+    assert_eq!(wrong(nobody), "linux.seccomp.listenerPath");
+    let mut all = asking(json!([]));
+    all["defaultAction"] = json!("SCMP_ACT_NOTIFY");
+    assert_eq!(wrong(all), "linux.seccomp.defaultAction");
+}
+
+#[test]
+fn the_field_that_is_wrong_is_named() {
+    let wrong = |rule: Value| {
+        let rules = json!([{"names": ["read"], "action": "SCMP_ACT_LOG"}, rule]);
+        let profile = profile(json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}));
+        Filter::compile(&profile).unwrap_err().field
+    };
+    assert_eq!(
+        wrong(json!({"names": ["read"], "action": "SCMP_ACT_ERRNO", "errnoRet": 65536})),
+        "linux.seccomp.syscalls[1].errnoRet"
+    );
+    assert_eq!(
+        wrong(json!({"names": ["read"], "action": "SCMP_ACT_ERRNO",
+            "args": [{"index": 6, "value": 0, "op": "SCMP_CMP_EQ"}]})),
+        "linux.seccomp.syscalls[1].args"
+    );
+    assert_eq!(
+        wrong(json!({"names": [""], "action": "SCMP_ACT_ERRNO"})),
+        "linux.seccomp.syscalls[1].names"
+    );
+}
+
+#[test]
+fn flags() {
+    let of = |flags: Value, listens| {
+        let profile = profile(json!({"defaultAction": "SCMP_ACT_ERRNO", "flags": flags}));
+        super::flags(&profile, listens)
+    };
+    let (log, allow, new) = (
+        libc::SECCOMP_FILTER_FLAG_LOG,
+        libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    );
+    assert_eq!(of(json!(null), false), allow);
+    assert_eq!(of(json!([]), true), new);
+    let names = json!([
+        "SECCOMP_FILTER_FLAG_LOG",
+        "SECCOMP_FILTER_FLAG_TSYNC",
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
+    ]);
+    assert_eq!(of(names.clone(), false), log);
+    assert_eq!(of(names, true), log | new | 1 << 5);
 }
 
 /// A profile of the kind that containerd has: most calls allowed, some by their arguments, some

@@ -1,13 +1,14 @@
 //! Installing a seccomp filter.
 
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 use super::check;
 use crate::seccomp::Instruction;
 
 /// Installs a compiled filter program for the calling thread and all that it makes; `flags` are
-/// `SECCOMP_FILTER_FLAG_*`.
-pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> io::Result<()> {
+/// `SECCOMP_FILTER_FLAG_*`. Returns the descriptor that `SECCOMP_FILTER_FLAG_NEW_LISTENER` asks for.
+pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> io::Result<Option<OwnedFd>> {
     let mut instructions: Vec<libc::sock_filter> = program
         .iter()
         .map(|instruction| libc::sock_filter {
@@ -25,7 +26,7 @@ pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> io::Result<
     };
     // SAFETY: `program` names `length` instructions that outlive the call; the kernel checks the
     // program before it takes it.
-    check(unsafe {
+    let result = check(unsafe {
         libc::syscall(
             libc::SYS_seccomp,
             libc::SECCOMP_SET_MODE_FILTER,
@@ -33,5 +34,9 @@ pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> io::Result<
             &raw const program,
         )
     })?;
-    Ok(())
+    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
+        return Ok(None);
+    }
+    // SAFETY: with that flag the result is a new descriptor, which nothing else owns.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(result as i32) }))
 }

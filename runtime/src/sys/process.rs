@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, c_char};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::check;
 
@@ -34,6 +35,33 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
             libc::CLOSE_RANGE_CLOEXEC,
         )
     })?;
+    Ok(())
+}
+
+/// Closes a descriptor that belongs to the parent. For a forked process alone, as
+/// [`close_all_from`].
+pub(crate) fn close_inherited(fd: BorrowedFd<'_>) {
+    // SAFETY: takes an integer. Whatever owns the descriptor is the parent's and is not used here.
+    unsafe { libc::close(fd.as_raw_fd()) };
+}
+
+/// Closes every descriptor from `first` on but `kept`. For a forked process alone, which never
+/// returns into the code of its parent: whatever owns one of these must not be used or dropped.
+pub(crate) fn close_all_from(first: u32, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    kept.sort_unstable();
+    let close = |from: u32, to: u32| {
+        // SAFETY: takes integers. No owner of one of these descriptors is left in this process.
+        check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) })
+    };
+    let mut from = first;
+    for fd in kept.into_iter().filter(|fd| *fd >= first) {
+        if fd > from {
+            close(from, fd - 1)?;
+        }
+        from = fd + 1;
+    }
+    close(from, libc::c_uint::MAX)?;
     Ok(())
 }
 
@@ -76,15 +104,16 @@ pub(crate) fn set_personality(domain: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets the io priority of the process: `class` is an `IOPRIO_CLASS_*`.
-pub(crate) fn set_io_priority(class: u32, level: u32) -> io::Result<()> {
+/// Sets the io priority of a process, of the calling one if `pid` is 0: `class` is an
+/// `IOPRIO_CLASS_*`.
+pub(crate) fn set_io_priority(pid: u32, class: u32, level: u32) -> io::Result<()> {
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;
-    // SAFETY: takes three integers; process 0 is the caller.
+    // SAFETY: takes three integers.
     check(unsafe {
         libc::syscall(
             libc::SYS_ioprio_set,
             IOPRIO_WHO_PROCESS,
-            0,
+            pid,
             (class << 13) | level,
         )
     })?;
@@ -110,8 +139,8 @@ pub(crate) struct SchedulerAttributes {
     pub period: u64,
 }
 
-/// Sets the scheduling policy of the process.
-pub(crate) fn set_scheduler(attributes: SchedulerAttributes) -> io::Result<()> {
+/// Sets the scheduling policy of a process, of the calling one if `pid` is 0.
+pub(crate) fn set_scheduler(pid: u32, attributes: SchedulerAttributes) -> io::Result<()> {
     /// The first version of the kernel's structure.
     #[repr(C)]
     struct SchedAttr {
@@ -134,18 +163,24 @@ pub(crate) fn set_scheduler(attributes: SchedulerAttributes) -> io::Result<()> {
         deadline: attributes.deadline,
         period: attributes.period,
     };
-    // SAFETY: `attr` says its own size and outlives the call; process 0 is the caller.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })?;
+    // SAFETY: `attr` says its own size and outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) })?;
     Ok(())
+}
+
+/// A set of numbers as a mask of bits.
+fn mask(numbers: &[u32]) -> Vec<u64> {
+    let highest = numbers.iter().copied().max().unwrap_or(0) as usize;
+    let mut mask = vec![0u64; highest / 64 + 1];
+    for &number in numbers {
+        mask[number as usize / 64] |= 1 << (number % 64);
+    }
+    mask
 }
 
 /// Binds the process to processors.
 pub(crate) fn set_affinity(cpus: &[u32]) -> io::Result<()> {
-    let highest = cpus.iter().copied().max().unwrap_or(0) as usize;
-    let mut mask = vec![0u64; highest / 64 + 1];
-    for &cpu in cpus {
-        mask[cpu as usize / 64] |= 1 << (cpu % 64);
-    }
+    let mask = mask(cpus);
     // SAFETY: the kernel reads exactly the bytes of `mask`; process 0 is the caller.
     check(unsafe {
         libc::syscall(
@@ -155,5 +190,19 @@ pub(crate) fn set_affinity(cpus: &[u32]) -> io::Result<()> {
             mask.as_ptr(),
         )
     })?;
+    Ok(())
+}
+
+/// Says on which nodes memory of the process and of its children is taken: `mode` is one of `MPOL_*`
+/// with flags, `nodes` may be empty where the mode wants none.
+pub(crate) fn set_memory_policy(mode: u32, nodes: &[u32]) -> io::Result<()> {
+    let mask = mask(nodes);
+    let (pointer, bits) = match nodes {
+        [] => (std::ptr::null(), 0),
+        // The kernel takes one bit less than it is told.
+        _ => (mask.as_ptr(), mask.len() * 64 + 1),
+    };
+    // SAFETY: the kernel reads `bits - 1` bits, which is all of `mask`, or nothing.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, pointer, bits) })?;
     Ok(())
 }
