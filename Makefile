@@ -12,7 +12,7 @@ GUEST_TARGET := x86_64-unknown-linux-gnu
 export JOEY_PARTS := $(CURDIR)/target/joey
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 
-.PHONY: demo test matrix bench critest faults soak fuzz shell install clean build deps check
+.PHONY: demo test matrix bench critest conformance faults soak fuzz shell install clean build deps check
 
 demo: build
 	$(TESTHOST) demo
@@ -44,6 +44,12 @@ soak: build
 # host is emulated). CRITEST_FOCUS and CRITEST_HANDLERS choose less.
 critest: build
 	$(TESTHOST) critest
+
+# The OCI's validation suite, with runc and with joey's OCI runtime.
+# CONFORMANCE_FOCUS (names of its programs, with commas) and CONFORMANCE_HANDLERS choose
+# less.
+conformance: build
+	$(TESTHOST) conformance
 
 fuzz: deps
 	scripts/fuzz.sh $(FUZZ_SECONDS)

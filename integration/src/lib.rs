@@ -6,9 +6,9 @@
 
 pub mod channel;
 pub mod combination;
+pub mod conformance;
 #[cfg(feature = "drivers")]
 pub mod cri;
-pub mod critest;
 pub mod install;
 pub mod leaks;
 #[cfg(feature = "drivers")]

@@ -309,6 +309,18 @@ fn seccomp_refuses_what_the_profile_refuses() {
 }
 
 #[test]
+fn a_profile_may_be_older_than_the_engine_s_calls() {
+    let mut bundle = Bundle::new("echo found");
+    bundle.spec["process"]["noNewPrivileges"] = json!(false);
+    bundle.spec["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["faccessat2", "close_range"], "action": "SCMP_ACT_ERRNO"}],
+    });
+    assert_eq!(bundle.run(), "found\n");
+}
+
+#[test]
 fn a_strict_profile_need_not_allow_the_engine_s_own_calls() {
     let mut bundle = Bundle::new("");
     bundle.spec["process"]["args"] = json!(["/bin/echo", "strict"]);

@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
 
 use super::message::{Failure, FailureKind, Step};
 use crate::plan::ProcessPlan;
@@ -43,7 +44,14 @@ fn executable(path: &Path) -> io::Result<()> {
     if std::fs::metadata(path)?.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
-    Ok(accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS)?)
+    Ok(
+        match accessat(CWD, path, Access::EXEC_OK, AtFlags::EACCESS) {
+            // Seccomp profiles that are older than faccessat2 refuse it. The other call leaves out
+            // capabilities of those who are not root.
+            Err(Errno::PERM) => accessat(CWD, path, Access::EXEC_OK, AtFlags::empty()),
+            result => result,
+        }?,
+    )
 }
 
 fn failure(name: &OsStr, error: io::Error) -> Failure {

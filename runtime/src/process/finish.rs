@@ -123,9 +123,12 @@ pub(super) fn limit_stage(resource: Resource, limit: Rlimit) -> String {
 
 /// Closes every descriptor but the streams, those that the caller hands on and `kept`. Descriptors of
 /// the host must not be there when a path of the container is used: one like /proc/self/fd/7/../..
-/// would lead to the host's files (CVE-2024-21626).
+/// would lead to the host's files (CVE-2024-21626). `kept` are closed when the command starts.
 pub(super) fn let_go_of_the_host(preserve_fds: u32, kept: &[BorrowedFd<'_>]) -> Step<()> {
-    sys::close_all_from(3 + preserve_fds, kept).stage(|| "close the descriptors of the host")
+    let first = 3 + preserve_fds;
+    sys::close_all_from(first, kept).stage(|| "close the descriptors of the host")?;
+    // Now, for a profile that is older than the call would refuse it later.
+    sys::close_on_exec_from(first).stage(|| "close the descriptors at the command's start")
 }
 
 /// Becomes the user of the command, with its rights and no more, and finds the command.
@@ -186,13 +189,7 @@ pub(super) fn become_user(
 
 impl Prepared {
     /// Runs the command; returns only when that fails.
-    pub(super) fn execute(
-        self,
-        process: &ProcessPlan,
-        preserve_fds: u32,
-        channel: &Channel,
-    ) -> Step<Infallible> {
-        sys::close_on_exec_from(3 + preserve_fds).stage(|| "close the descriptors")?;
+    pub(super) fn execute(self, process: &ProcessPlan, channel: &Channel) -> Step<Infallible> {
         channel
             .send(&Message::Executing, None)
             .stage(|| "report to the caller")?;

@@ -228,9 +228,5 @@ fn start(inherited: &Inherited<'_>, prepared: Prepared, channel: &Channel) -> St
         &state,
     )
     .stage(|| "run the hooks")?;
-    prepared.execute(
-        &inherited.plan.process,
-        inherited.options.preserve_fds,
-        channel,
-    )
+    prepared.execute(&inherited.plan.process, channel)
 }

@@ -74,5 +74,5 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     }
     finish::let_go_of_the_host(options.preserve_fds, &[inherited.channel.as_fd()])?;
     let prepared = finish::become_user(process, inherited.filter.clone(), &inherited.channel)?;
-    prepared.execute(process, options.preserve_fds, &inherited.channel)
+    prepared.execute(process, &inherited.channel)
 }

@@ -3,9 +3,11 @@
 
 #[cfg(feature = "drivers")]
 mod bench;
+mod conformance;
 mod critest;
 #[cfg(feature = "drivers")]
 mod inner;
+mod suite;
 mod terminal;
 
 use std::io::{IsTerminal, Write, stderr, stdin, stdout};
@@ -23,6 +25,9 @@ usage: testhost [OPTION...] shell          a shell in a new test host
        testhost bench [RUNS]               the benches, on the virtual clock (default 31 runs)
        testhost critest                    critest with runc and with joey; CRITEST_FOCUS (a Go
                                            regular expression) and CRITEST_HANDLERS choose less
+       testhost conformance                the OCI's validation suite with runc and with joey;
+                                           CONFORMANCE_FOCUS (names of programs, with commas)
+                                           and CONFORMANCE_HANDLERS choose less
        testhost faults|soak [OPTION...]    fault injection; many pods (--help lists options)
 options:
   --bare            without joey and without containerd running
@@ -82,6 +87,7 @@ fn run() -> anyhow::Result<i32> {
         #[cfg(feature = "drivers")]
         ("faults" | "soak", options) => inner::run(&verb, options),
         ("critest", []) => critest::run(),
+        ("conformance", []) => conformance::run(),
         ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty()),
         ("run", [_, ..]) => stream(boot(&options)?.command(words), std::io::empty()),
         _ => bail!("{USAGE}"),

@@ -1,9 +1,9 @@
-//! docs/critest.md: the list of tests that pass with runc and cannot pass in a VM, and
-//! the table of the last whole run.
+//! A suite's document: the list of tests that pass with runc and cannot pass with joey,
+//! and the table of the last whole run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::results::{Handler, Results};
+use super::results::{Handler, Results, side_by_side};
 
 const LIST: [&str; 2] = ["<!-- list -->\n", "<!-- end of list -->"];
 const TABLE: [&str; 2] = ["<!-- table -->\n", "<!-- end of table -->"];
@@ -12,10 +12,10 @@ const TABLE: [&str; 2] = ["<!-- table -->\n", "<!-- end of table -->"];
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DocumentError {
     /// A marker is not there.
-    #[error("docs/critest.md has no part between `{}` and `{}`", .0[0].trim(), .0[1])]
+    #[error("there is no part between `{}` and `{}`", .0[0].trim(), .0[1])]
     Marker([&'static str; 2]),
     /// A line of the list that is not an entry.
-    #[error("docs/critest.md: {0:?} is not an entry of the list: * `TEST`: REASON")]
+    #[error("{0:?} is not an entry of the list: * `TEST`: REASON")]
     Entry(String),
 }
 
@@ -71,24 +71,31 @@ pub fn complaints(results: &Results, list: &BTreeMap<String, String>) -> Vec<Str
     complaints
 }
 
+/// Assertions that hold with runc and not with joey, of tests that fail with both.
+pub fn further(results: &Results) -> Vec<String> {
+    let (Some(runc), Some(joey)) = (results.get("runc"), results.get("joey")) else {
+        return Vec::new();
+    };
+    let mut further = Vec::new();
+    for (name, runc) in &runc.failures {
+        let Some(joey) = joey.failures.get(name) else {
+            continue;
+        };
+        for finding in joey.findings.iter().filter(|text| runc.held.contains(text)) {
+            further.push(format!("holds with runc, not with joey: {name}: {finding}"));
+        }
+    }
+    further
+}
+
 /// The document with the table of these results.
 ///
 /// # Errors
 /// When it has no place for it.
 pub fn with_table(document: &str, results: &Results) -> Result<String, DocumentError> {
     let (before, _, after) = part(document, TABLE)?;
-    let names: BTreeSet<_> = results
-        .values()
-        .flat_map(|handler| handler.names())
-        .collect();
     let mut table = String::from("| test | runc | joey |\n| --- | --- | --- |\n");
-    let word = |handler, name| {
-        results
-            .get(handler)
-            .map_or("not run", |handler| handler.word(name))
-    };
-    for name in names {
-        let (runc, joey) = (word("runc", name), word("joey", name));
+    for (name, [runc, joey]) in side_by_side(results) {
         let name = name.replace('|', "\\|");
         table.push_str(&format!("| {name} | {runc} | {joey} |\n"));
     }
@@ -121,17 +128,17 @@ fn part<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::results::Outcome;
+    use super::super::results::{Failure, Outcome};
     use super::*;
 
     fn results(runc: [&[&str]; 2], joey: [&[&str]; 2]) -> Results {
         let handler = |[passed, failed]: [&[&str]; 2]| {
             let mut handler = Handler::default();
             for name in passed {
-                handler.add(name, &Outcome::Passed);
+                handler.add(name, Outcome::Passed);
             }
             for name in failed {
-                handler.add(name, &Outcome::Failed("x".into()));
+                handler.add(name, Outcome::failed("x"));
             }
             handler
         };
@@ -181,6 +188,25 @@ mod tests {
         let needless = results([&[], &["a"]], [&[], &["a"]]);
         assert_eq!(complaints(&needless, &list).len(), 1);
         assert_eq!(complaints(&Results::new(), &list).len(), 1);
+    }
+
+    #[test]
+    fn what_holds_with_runc_holds_with_joey() {
+        let mut both = results([&[], &["a"]], [&[], &["a"]]);
+        let failed = |findings: &[&str], held: &[&str]| {
+            let owned = |texts: &[&str]| texts.iter().map(|&text| text.into()).collect();
+            Outcome::Failed(Failure {
+                findings: owned(findings),
+                held: owned(held),
+            })
+        };
+        let mut of = |name, outcome| both.get_mut(name).unwrap().add("a", outcome);
+        of("runc", failed(&["x"], &["y"]));
+        // `z` is something that runc's run never came to.
+        of("joey", failed(&["x", "y", "z"], &[]));
+        assert_eq!(further(&both), ["holds with runc, not with joey: a: y"]);
+        // `complaints` tells of it.
+        assert!(further(&results([&["a"], &[]], [&[], &["a"]])).is_empty());
     }
 
     #[test]

@@ -1,63 +1,8 @@
-//! How each test ended with each runtime handler.
+//! Reports of critest.
 
-use std::collections::{BTreeMap, BTreeSet};
+use serde::Deserialize;
 
-use serde::{Deserialize, Serialize};
-
-/// How a test ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// As it should.
-    Passed,
-    /// It says that it does not apply here; with its reason.
-    Skipped(String),
-    /// With its message.
-    Failed(String),
-}
-
-/// The tests of one handler, by their end.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Handler {
-    /// Those that passed.
-    pub passed: BTreeSet<String>,
-    /// Those that failed.
-    pub failed: BTreeSet<String>,
-    /// Those that say that they do not apply.
-    pub skipped: BTreeSet<String>,
-}
-
-impl Handler {
-    /// Notes a test's end.
-    pub fn add(&mut self, name: &str, outcome: &Outcome) {
-        let set = match outcome {
-            Outcome::Passed => &mut self.passed,
-            Outcome::Skipped(_) => &mut self.skipped,
-            Outcome::Failed(_) => &mut self.failed,
-        };
-        set.insert(name.to_owned());
-    }
-
-    /// One word about a test.
-    pub fn word(&self, name: &str) -> &'static str {
-        if self.passed.contains(name) {
-            "passed"
-        } else if self.failed.contains(name) {
-            "failed"
-        } else if self.skipped.contains(name) {
-            "skipped"
-        } else {
-            "not run"
-        }
-    }
-
-    /// Every test that ran.
-    pub fn names(&self) -> impl Iterator<Item = &String> {
-        self.passed.iter().chain(&self.failed).chain(&self.skipped)
-    }
-}
-
-/// By handler: what `target/critest.json` holds.
-pub type Results = BTreeMap<String, Handler>;
+use super::results::Outcome;
 
 /// A test of ginkgo's JSON report, by the name that ginkgo's own output has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +53,7 @@ pub fn parse(report: &[u8]) -> serde_json::Result<Vec<Spec>> {
             let outcome = match spec.state.as_str() {
                 "passed" => Outcome::Passed,
                 "skipped" | "pending" => Outcome::Skipped(spec.failure.message),
-                state => Outcome::Failed(format!(
+                state => Outcome::failed(format!(
                     "{state}: {}{}",
                     spec.failure.message, spec.failure.forwarded_panic
                 )),
@@ -161,7 +106,7 @@ mod tests {
             [
                 ("[k8s.io] A b c", Outcome::Passed),
                 ("A d", Outcome::Skipped("not here".into())),
-                ("A e", Outcome::Failed("panicked: mp".into())),
+                ("A e", Outcome::failed("panicked: mp")),
             ]
         );
     }
