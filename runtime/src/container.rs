@@ -57,9 +57,23 @@ impl Container {
             spec,
             state_dir,
             io,
-            cgroup: CgroupDriver::Cgroupfs,
+            cgroup,
         } = options;
         let plan = Plan::new(&spec, &bundle, &id)?;
+        #[cfg(feature = "systemd")]
+        if let Some(slice) = cgroup.default_slice() {
+            let path = spec
+                .linux()
+                .as_ref()
+                .and_then(|linux| linux.cgroups_path().as_deref());
+            cgroup::ScopeName::new(path, &id, slice)
+                .map_err(|problem| plan::PlanError::new("linux.cgroupsPath", problem))?;
+            return Err(
+                CgroupError::Systemd("the systemd driver is not built yet".to_owned()).into(),
+            );
+        }
+        #[cfg(not(feature = "systemd"))]
+        let CgroupDriver::Cgroupfs = cgroup;
         if !plan.namespaces.has_user() {
             let missing = plan.process.capabilities.missing();
             if !missing.is_empty() {

@@ -13,10 +13,14 @@ mod path;
 mod pids;
 mod settings;
 mod stats;
+#[cfg(feature = "systemd")]
+mod systemd;
 
 pub(crate) use path::{container_path, mount_point};
 pub(crate) use settings::{Setting, number, settings};
 pub use stats::{CgroupStats, CpuStats, IoStats, MemoryStats, PidsStats};
+#[cfg(feature = "systemd")]
+pub(crate) use systemd::ScopeName;
 
 use std::io::{Error, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,6 +37,24 @@ pub enum CgroupDriver {
     /// The engine itself, in the cgroup file system.
     #[default]
     Cgroupfs,
+    /// The system's systemd: a transient scope.
+    #[cfg(feature = "systemd")]
+    Systemd,
+    /// The systemd of the caller's user, for a caller who is not root.
+    #[cfg(feature = "systemd")]
+    SystemdUser,
+}
+
+#[cfg(feature = "systemd")]
+impl CgroupDriver {
+    /// The slice of a container that names none; `None` without systemd.
+    pub(crate) fn default_slice(self) -> Option<&'static str> {
+        match self {
+            Self::Cgroupfs => None,
+            Self::Systemd => Some("system.slice"),
+            Self::SystemdUser => Some("user.slice"),
+        }
+    }
 }
 
 /// Why a cgroup could not be made, limited, read or removed.
@@ -62,6 +84,10 @@ pub enum CgroupError {
         /// What is wrong, and what is allowed.
         problem: String,
     },
+    /// systemd cannot be used, or has refused.
+    #[cfg(feature = "systemd")]
+    #[error("{0}")]
+    Systemd(String),
     /// A file of the cgroup could not be read or written.
     #[error("{action} {}: {source}", path.display())]
     File {

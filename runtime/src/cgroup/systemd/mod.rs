@@ -1,0 +1,5 @@
+//! Cgroups that systemd makes: transient scopes.
+
+mod name;
+
+pub(crate) use name::ScopeName;
