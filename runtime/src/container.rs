@@ -7,9 +7,10 @@ use std::time::SystemTime;
 use oci_spec::runtime::{ContainerState, LinuxResources, Process, Spec, State};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::cgroup::{self, Cgroup, CgroupDriver, CgroupError, CgroupStats};
+use crate::cgroup::{Cgroup, CgroupDriver, CgroupError, CgroupStats, Hierarchies, Location};
 use crate::error::{CreateError, DeleteError, ExecError, KillError, StartError};
 use crate::hooks;
+use crate::mounts::Shown;
 use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
 use crate::process::message::{Channel, Message};
 use crate::process::{self, Io, Launched, Launching, Place};
@@ -60,20 +61,6 @@ impl Container {
             cgroup,
         } = options;
         let plan = Plan::new(&spec, &bundle, &id)?;
-        #[cfg(feature = "systemd")]
-        if let Some(slice) = cgroup.default_slice() {
-            let path = spec
-                .linux()
-                .as_ref()
-                .and_then(|linux| linux.cgroups_path().as_deref());
-            cgroup::ScopeName::new(path, &id, slice)
-                .map_err(|problem| plan::PlanError::new("linux.cgroupsPath", problem))?;
-            return Err(
-                CgroupError::Systemd("the systemd driver is not built yet".to_owned()).into(),
-            );
-        }
-        #[cfg(not(feature = "systemd"))]
-        let CgroupDriver::Cgroupfs = cgroup;
         if !plan.namespaces.has_user() {
             let missing = plan.process.capabilities.missing();
             if !missing.is_empty() {
@@ -86,13 +73,13 @@ impl Container {
             bundle,
             pid: 0,
             born: 0,
-            cgroup: PathBuf::new(),
+            cgroup: Location::default(),
             created: SystemTime::now(),
             spec,
         };
         // Each of these functions takes back what it has made itself. The error is what the caller
         // must learn; should something resist being taken back, there is nothing better to do.
-        match make(&plan, &dir, &mut saved, io) {
+        match make(&plan, &dir, &mut saved, io, cgroup) {
             Ok((first, launched)) => {
                 let first = Some(first);
                 Ok((Self { saved, dir, first }, launched))
@@ -140,9 +127,9 @@ impl Container {
         self.saved.created
     }
 
-    /// The directory of its cgroup.
+    /// The directory of its cgroup; with cgroup version 1, which has several, the first.
     pub fn cgroup_path(&self) -> &Path {
-        &self.saved.cgroup
+        self.saved.cgroup.path()
     }
 
     /// Where it is in its life.
@@ -329,8 +316,8 @@ impl Container {
     /// # Errors
     /// [`CgroupError`]; limits before the refused one have been changed.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        let plan = ResourcePlan::new(Some(resources))?;
         let cgroup = self.cgroup()?;
+        let plan = ResourcePlan::new(Some(resources), cgroup.version())?;
         cgroup.apply(&plan.settings)?;
         if resources
             .devices()
@@ -375,10 +362,13 @@ impl Container {
                 status,
             });
         }
-        if let Some(cgroup) = self.cgroup_if_there()? {
-            cgroup.kill()?;
-            cgroup.wait_empty()?;
-            cgroup.remove()?;
+        match self.cgroup_if_there()? {
+            Some(cgroup) => {
+                cgroup.kill()?;
+                cgroup.wait_empty()?;
+                cgroup.remove()?;
+            }
+            None => self.saved.cgroup.forget()?,
         }
         if let Some(hooks) = self.saved.spec.hooks() {
             let state = self.saved.state(ContainerState::Stopped);
@@ -402,14 +392,13 @@ impl Container {
         }
     }
 
-    /// The cgroup that the first process is in now.
+    /// The cgroup that the first process is in now, where it is below the container's.
     fn cgroup_of_first(&self) -> Option<Cgroup> {
+        let cgroup = self.cgroup().ok()?;
+        let root = Hierarchies::of_host().ok()?.list.first()?.point.clone();
         let table = std::fs::read_to_string(format!("/proc/{}/cgroup", self.saved.pid)).ok()?;
         let path = table.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let cgroup = cgroup::mount_point().ok()?.join(path);
-        // Only below its own: a process that was moved out by the host is no guide.
-        cgroup.starts_with(&self.saved.cgroup).then_some(())?;
-        Cgroup::open(&cgroup).ok()
+        cgroup.below(&root.join(path))
     }
 
     /// Whether the first process is in the caller's user namespace.
@@ -425,17 +414,64 @@ fn make(
     dir: &StateDir,
     saved: &mut Saved,
     io: Io,
+    driver: CgroupDriver,
 ) -> Result<(OwnedFd, Launched), CreateError> {
-    let mount = cgroup::mount_point()?;
-    let cgroup = Cgroup::create(&mount, &plan.cgroup)?;
-    saved.cgroup = cgroup.path().to_owned();
-    let made = launch(plan, dir, saved, io, &cgroup, &mount);
+    let hierarchies = Hierarchies::of_host()?;
+    let mut cgroup = make_cgroup(&hierarchies, plan, saved, driver)?;
+    saved.cgroup = cgroup.location();
+    let shown = Shown::new(&hierarchies, &cgroup);
+    let made = launch(plan, dir, saved, io, &mut cgroup, shown);
     if made.is_err() {
+        cgroup.inhabited();
         let _ = cgroup.kill().and_then(|()| cgroup.wait_empty());
         let _ = cgroup.remove();
         cgroup.undo();
     }
     made
+}
+
+#[cfg(not(feature = "systemd"))]
+fn make_cgroup(
+    hierarchies: &Hierarchies,
+    plan: &Plan,
+    _: &Saved,
+    CgroupDriver::Cgroupfs: CgroupDriver,
+) -> Result<Cgroup, CreateError> {
+    Ok(Cgroup::create(hierarchies, &plan.cgroup)?)
+}
+
+#[cfg(feature = "systemd")]
+fn make_cgroup(
+    hierarchies: &Hierarchies,
+    plan: &Plan,
+    saved: &Saved,
+    driver: CgroupDriver,
+) -> Result<Cgroup, CreateError> {
+    use crate::cgroup::{Scope, ScopeName, annotated_properties};
+    use crate::plan::PlanError;
+    let Some(user) = driver.user_manager() else {
+        return Ok(Cgroup::create(hierarchies, &plan.cgroup)?);
+    };
+    let path = saved
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().as_deref());
+    let name = ScopeName::new(path, &saved.id, user)
+        .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?;
+    let properties = saved
+        .spec
+        .annotations()
+        .as_ref()
+        .map(annotated_properties)
+        .transpose();
+    let properties = properties.map_err(|(field, problem)| PlanError::new(field, problem))?;
+    let scope = Scope::new(name, user);
+    Ok(Cgroup::create_scope(
+        hierarchies,
+        scope,
+        properties.unwrap_or_default(),
+    )?)
 }
 
 /// Limits the cgroup, makes the first process in it and writes the state. Returns a second
@@ -445,15 +481,15 @@ fn launch(
     dir: &StateDir,
     saved: &mut Saved,
     io: Io,
-    cgroup: &Cgroup,
-    mount: &Path,
+    cgroup: &mut Cgroup,
+    shown: Shown,
 ) -> Result<(OwnedFd, Launched), CreateError> {
     cgroup.apply(&plan.resources.settings)?;
     cgroup.set_device_rules(&plan.resources.devices)?;
     let listener = dir.listen()?;
     let state = saved.state(ContainerState::Creating);
     let launched =
-        process::create(plan, cgroup, mount, listener, io, state.clone()).inspect_err(|_| {
+        process::create(plan, cgroup, shown, listener, io, state.clone()).inspect_err(|_| {
             // Hooks that have run may have something to take back.
             hooks::run_all("poststop", plan.hooks.poststop(), &state);
         });

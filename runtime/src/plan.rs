@@ -17,7 +17,7 @@ use oci_spec::runtime::{
 };
 use thiserror::Error;
 
-use crate::cgroup::{self, CgroupError, Setting};
+use crate::cgroup::{self, CgroupError, Setting, Version};
 use crate::seccomp::Filter;
 
 /// Why a spec cannot be carried out.
@@ -77,11 +77,15 @@ pub(crate) struct ResourcePlan {
 }
 
 impl ResourcePlan {
-    pub(crate) fn new(resources: Option<&LinuxResources>) -> Result<Self, CgroupError> {
+    /// For a cgroup of this version.
+    pub(crate) fn new(
+        resources: Option<&LinuxResources>,
+        version: Version,
+    ) -> Result<Self, CgroupError> {
         let rules = resources.and_then(|resources| resources.devices().as_deref());
         Ok(Self {
             settings: resources
-                .map(cgroup::settings)
+                .map(|resources| cgroup::settings(version, resources))
                 .transpose()?
                 .unwrap_or_default(),
             devices: cgroup::devices::rules(rules.unwrap_or_default())?,
@@ -178,7 +182,7 @@ impl Plan {
             sysctls: sysctls(linux.sysctl().as_ref(), &namespaces)?,
             cgroup: cgroup::container_path(linux.cgroups_path().as_deref(), id)
                 .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?,
-            resources: ResourcePlan::new(linux.resources().as_ref())?,
+            resources: ResourcePlan::new(linux.resources().as_ref(), Version::of_host())?,
             hooks: hooks(spec)?,
             process: ProcessPlan::new(process, None, linux.personality().as_ref())?,
             seccomp: seccomp(linux)?,

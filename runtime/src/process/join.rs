@@ -8,14 +8,15 @@ use rustix::process::setsid;
 
 use super::Io;
 use super::finish;
-use super::init::{hand_over, report};
+use super::init::{expect_placed, hand_over, report};
 use super::message::{Channel, Stage, Step};
 use crate::plan::ProcessPlan;
 use crate::seccomp::Filter;
 use crate::sys;
 use crate::tty::Terminal;
 
-/// What the process inherits. It has been born into the container's pid namespace and cgroup.
+/// What the process inherits. It has been born into the container's pid namespace, and mostly into
+/// its cgroup.
 pub(super) struct Inherited<'a> {
     pub process: &'a ProcessPlan,
     pub filter: Option<Filter>,
@@ -25,6 +26,8 @@ pub(super) struct Inherited<'a> {
     pub namespaces: u64,
     /// Whether the container has a user namespace to join.
     pub user: bool,
+    /// Whether the caller will put the process into its cgroup: it was not born there.
+    pub placed_later: bool,
     pub channel: Channel,
     pub io: &'a Io,
 }
@@ -41,6 +44,9 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     sys::reset_signals();
     // The memory is a copy of the caller's: no process of the container may look into it.
     sys::set_dumpable(false).stage(|| "close the memory to the container")?;
+    if inherited.placed_later {
+        expect_placed(&inherited.channel)?;
+    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
     setsid().stage(|| "make a session")?;

@@ -15,8 +15,9 @@ pub(crate) struct ScopeName {
 
 impl ScopeName {
     /// From `linux.cgroupsPath` of the form `slice:prefix:name`, where the slice may be empty. The
-    /// default is `:runc:ID`, as all tools expect that is written for the runtime of that name.
-    pub(crate) fn new(path: Option<&Path>, id: &str, default_slice: &str) -> Result<Self, String> {
+    /// default is `:runc:ID`, where tools look that know that runtime. A
+    /// user's manager (`user`) has its own default slice.
+    pub(crate) fn new(path: Option<&Path>, id: &str, user: bool) -> Result<Self, String> {
         let text = match path.filter(|path| !path.as_os_str().is_empty()) {
             None => format!(":runc:{id}"),
             Some(path) => path.to_str().ok_or("is not text")?.to_owned(),
@@ -40,10 +41,10 @@ impl ScopeName {
                  that does not end with .slice"
             ));
         }
-        let slice = if slice.is_empty() {
-            default_slice
-        } else {
-            slice
+        let slice = match (slice, user) {
+            ("", false) => "system.slice",
+            ("", true) => "user.slice",
+            (slice, _) => slice,
         };
         let stem = slice
             .strip_suffix(".slice")
@@ -64,7 +65,7 @@ mod tests {
 
     fn name(path: &str) -> Result<(String, String), String> {
         let path = Some(path).filter(|path| !path.is_empty()).map(Path::new);
-        ScopeName::new(path, "c1", "system.slice").map(|name| (name.slice, name.scope))
+        ScopeName::new(path, "c1", false).map(|name| (name.slice, name.scope))
     }
 
     #[test]
@@ -74,6 +75,8 @@ mod tests {
         assert_eq!(name(":p:n"), is("system.slice", "p-n.scope"));
         assert_eq!(name("-.slice:p:n"), is("-.slice", "p-n.scope"));
         assert_eq!(name(""), is("system.slice", "runc-c1.scope"));
+        let users = ScopeName::new(None, "c1", true).unwrap();
+        assert_eq!(users.slice, "user.slice");
     }
 
     #[test]
