@@ -183,7 +183,16 @@ impl Cgroup {
         let placeholder = scope.start(hierarchies.version, properties)?;
         let made = placeholder
             .cgroup(hierarchies.version)
-            .and_then(|path| Self::make(hierarchies, &path));
+            .and_then(|path| Self::make(hierarchies, &path))
+            .and_then(|cgroup| {
+                if cgroup.version == Version::V1 {
+                    // systemd removes directories without processes that it does not need itself.
+                    cgroup
+                        .add(placeholder.pid())
+                        .inspect_err(|_| cgroup.undo())?;
+                }
+                Ok(cgroup)
+            });
         match made {
             Ok(cgroup) => Ok(Self {
                 scope: Some(scope),
@@ -412,12 +421,20 @@ impl Cgroup {
     /// Kills every process in it and below, frozen or not.
     pub(crate) fn kill(&self) -> Result<(), CgroupError> {
         match self.unified() {
-            Some(unified) => unified.write("cgroup.kill", "1")?,
+            Some(unified) => match unified.write("cgroup.kill", "1") {
+                Err(error) if error.is_gone() => {}
+                other => other?,
+            },
             None => self.kill_one_by_one()?,
         }
         match self.of("freezer") {
             // What version 1's freezer holds dies when it is let go.
-            Some(directory) if self.version == Version::V1 => v1::freezer::freeze(directory, false),
+            Some(directory) if self.version == Version::V1 => {
+                match v1::freezer::freeze(directory, false) {
+                    Err(error) if error.is_gone() => Ok(()),
+                    other => other,
+                }
+            }
             _ => Ok(()),
         }
     }
@@ -441,7 +458,11 @@ impl Cgroup {
     /// Waits until no process is in it or below. False when it took too long.
     pub(crate) fn wait_empty(&self) -> Result<bool, CgroupError> {
         match self.unified() {
-            Some(unified) => unified.wait_for_event("populated", 0, LEAVING),
+            // systemd removes the directory itself, with the last process.
+            Some(unified) => match unified.wait_for_event("populated", 0, LEAVING) {
+                Err(error) if error.is_gone() => Ok(true),
+                other => other,
+            },
             None => v1::wait_empty(self.members(), LEAVING),
         }
     }

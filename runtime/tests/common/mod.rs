@@ -22,6 +22,8 @@ pub struct Bundle {
     pub terminal: Option<&'static str>,
     /// Who makes the cgroup; the engine itself by default.
     pub driver: Option<&'static str>,
+    /// A process in whose namespaces the engine runs.
+    pub host: Option<u32>,
 }
 
 impl Bundle {
@@ -56,6 +58,7 @@ impl Bundle {
             spec,
             terminal: None,
             driver: None,
+            host: None,
         }
     }
 
@@ -92,7 +95,15 @@ impl Bundle {
             "driver": self.driver,
             "steps": steps,
         });
-        let mut engine = Command::new(engine())
+        let mut engine = match self.host {
+            None => Command::new(engine()),
+            Some(host) => {
+                let mut command = inside(host);
+                command.arg(engine());
+                command
+            }
+        };
+        let mut engine = engine
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -156,6 +167,13 @@ impl Drop for Bundle {
     }
 }
 
+/// A command to be completed that runs in the namespaces of a process.
+pub fn inside(host: u32) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &host.to_string(), "-m", "-p", "-u", "-i", "-C"]);
+    command
+}
+
 /// The lines of a text as `name: value` or `name value` pairs, found by name.
 pub fn field<'a>(text: &'a str, name: &str) -> &'a str {
     text.lines()
@@ -169,7 +187,7 @@ pub fn field<'a>(text: &'a str, name: &str) -> &'a str {
 }
 
 /// Where the cgroup hierarchies are mounted, each with the options of the mount.
-fn hierarchies() -> Vec<(PathBuf, String)> {
+pub fn hierarchies() -> Vec<(PathBuf, String)> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     table
         .lines()

@@ -105,10 +105,11 @@ impl Bus {
             ended: VecDeque::new(),
         };
         let deadline = Instant::now() + PATIENCE;
-        bus.stream.write_all(b"\0AUTH EXTERNAL\r\n")?;
+        // All at once: a message that came in one read with BEGIN would lie there unread.
+        bus.stream
+            .write_all(b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n")?;
         let mut answer = bus.line(deadline)?;
         if answer.starts_with("DATA") {
-            bus.stream.write_all(b"DATA\r\n")?;
             answer = bus.line(deadline)?;
         }
         if !answer.starts_with("OK") {
@@ -117,7 +118,6 @@ impl Bus {
                 format!("it does not take the caller's user id ({answer:?})"),
             ));
         }
-        bus.stream.write_all(b"BEGIN\r\n")?;
         Ok(bus)
     }
 
@@ -334,6 +334,8 @@ fn places(
 mod tests {
     use super::*;
 
+    const GREETING: &[u8] = b"DATA\r\nOK 0\r\n";
+
     /// A systemd that has said all this already: the client's order of reading is known.
     fn scripted(greeting: &[u8], messages: &[Message]) -> (Bus, UnixStream) {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -378,7 +380,7 @@ mod tests {
             reply(9, vec![Value::U32(9)]),
             reply(1, vec![Value::U32(1)]),
         ];
-        let (mut bus, mut theirs) = scripted(b"DATA\r\nOK 0\r\n", &messages);
+        let (mut bus, mut theirs) = scripted(GREETING, &messages);
         let body = bus.manager("GetUnit", vec![Value::text("a")]).unwrap();
         assert_eq!(body, [Value::U32(1)]);
         let call = sent(&mut theirs, b"\0AUTH EXTERNAL\r\nDATA\r\nBEGIN\r\n");
@@ -393,7 +395,7 @@ mod tests {
             removed("/job/1", "done"),
             reply(1, vec![Value::Path("/job/1".to_owned())]),
         ];
-        let (mut bus, _theirs) = scripted(b"OK 0\r\n", &messages);
+        let (mut bus, _theirs) = scripted(GREETING, &messages);
         bus.job("x.scope", "StartTransientUnit", vec![]).unwrap();
     }
 
@@ -404,7 +406,7 @@ mod tests {
             removed("/job/2", "done"),
             removed("/job/1", "failed"),
         ];
-        let (mut bus, _theirs) = scripted(b"OK 0\r\n", &messages);
+        let (mut bus, _theirs) = scripted(GREETING, &messages);
         let error = bus
             .job("x.scope", "StartTransientUnit", vec![])
             .unwrap_err();
@@ -420,7 +422,7 @@ mod tests {
         refusal.reply_to = Some(1);
         refusal.error = Some("org.freedesktop.systemd1.NoSuchUnit".to_owned());
         refusal.body = vec![Value::text("Unit x.scope not loaded.")];
-        let (mut bus, _theirs) = scripted(b"OK 0\r\n", &[refusal]);
+        let (mut bus, _theirs) = scripted(GREETING, &[refusal]);
         let error = bus.manager("StopUnit", vec![]).unwrap_err();
         assert!(error.is("NoSuchUnit") && !error.is("UnitExists"));
         assert_eq!(
@@ -437,14 +439,14 @@ mod tests {
             ("x", None),
         ] {
             let value = Value::Variant(Box::new(Value::text(text)));
-            let (mut bus, _theirs) = scripted(b"OK 0\r\n", &[reply(1, vec![value])]);
+            let (mut bus, _theirs) = scripted(GREETING, &[reply(1, vec![value])]);
             assert_eq!(bus.version().ok(), version, "{text}");
         }
     }
 
     #[test]
     fn a_systemd_that_goes_away_is_an_error() {
-        let (mut bus, theirs) = scripted(b"OK 0\r\n", &[]);
+        let (mut bus, theirs) = scripted(GREETING, &[]);
         drop(theirs);
         assert!(bus.manager("Subscribe", vec![]).is_err());
         let (ours, mut theirs) = UnixStream::pair().unwrap();

@@ -203,6 +203,11 @@ impl Placeholder {
         Ok(Self { pid, process })
     }
 
+    /// Its id.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
     /// Where systemd has put it, relative to the roots of the hierarchies.
     pub(super) fn cgroup(&self, version: Version) -> Result<PathBuf, CgroupError> {
         let path = PathBuf::from(format!("/proc/{}/cgroup", self.pid));

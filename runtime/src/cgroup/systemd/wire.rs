@@ -1,5 +1,6 @@
 //! D-Bus values and messages as bytes (the D-Bus specification, "Marshaling" and "Message
-//! Format"), little endian, as far as talking to systemd needs them: no maps, no descriptors.
+//! Format"), little endian, as far as talking to systemd needs them: maps are read and not written, and there
+//! are no descriptors.
 
 use std::fmt;
 
@@ -95,7 +96,7 @@ fn alignment(letter: u8) -> Result<usize, Malformed> {
         b'y' | b'g' | b'v' => 1,
         b'n' | b'q' => 2,
         b'b' | b'i' | b'u' | b's' | b'o' | b'a' => 4,
-        b'x' | b't' | b'd' | b'(' => 8,
+        b'x' | b't' | b'd' | b'(' | b'{' => 8,
         _ => return Err(Malformed),
     })
 }
@@ -249,7 +250,8 @@ impl<'a> Decoder<'a> {
                 }
                 Value::Array(element.to_owned(), values)
             }
-            b'(' => {
+            // The entry of a map is read as a pair.
+            b'(' | b'{' => {
                 self.align(8);
                 Value::Struct(self.values(&signature[1..signature.len() - 1])?)
             }
@@ -273,8 +275,8 @@ pub(super) fn first_type(signature: &str) -> Result<usize, Malformed> {
     let mut depth = 0usize;
     for (index, letter) in bytes.iter().enumerate().skip(arrays) {
         match letter {
-            b'(' => depth += 1,
-            b')' => depth = depth.checked_sub(1).ok_or(Malformed)?,
+            b'(' | b'{' => depth += 1,
+            b')' | b'}' => depth = depth.checked_sub(1).ok_or(Malformed)?,
             b'a' if depth > 0 => continue,
             other => {
                 alignment(*other)?;
@@ -493,6 +495,19 @@ mod tests {
     }
 
     #[test]
+    fn maps_are_read_as_pairs() {
+        // {"a": <true>}: length, "a", the signature "b", the value.
+        let bytes = b"\x10\0\0\0\0\0\0\0\x01\0\0\0a\0\x01b\0\0\0\0\x01\0\0\0";
+        let mut decoder = Decoder { bytes, at: 0 };
+        let pair = vec![
+            Value::text("a"),
+            Value::Variant(Box::new(Value::Bool(true))),
+        ];
+        let map = Value::Array("{sv}".to_owned(), vec![Value::Struct(pair)]);
+        assert_eq!(decoder.values("a{sv}"), Ok(vec![map]));
+    }
+
+    #[test]
     fn cut_and_broken_bytes_are_refused() {
         let bytes = example().encode();
         for length in 0..bytes.len() {
@@ -509,7 +524,13 @@ mod tests {
 
     #[test]
     fn a_signature_is_split_into_types() {
-        for (signature, first) in [("su", 1), ("a(sv)as", 5), ("(s(uu))s", 7), ("aay", 3)] {
+        for (signature, first) in [
+            ("su", 1),
+            ("a(sv)as", 5),
+            ("(s(uu))s", 7),
+            ("aay", 3),
+            ("a{sv}s", 5),
+        ] {
             assert_eq!(first_type(signature), Ok(first), "{signature}");
         }
         for signature in ["", "a", "(s", ")", "z"] {
