@@ -27,6 +27,8 @@ struct Script {
     spec: Value,
     /// Written to the first process's terminal; with it, it has one.
     terminal: Option<String>,
+    /// `systemd` or `systemd-user`; otherwise the engine makes the cgroup itself.
+    driver: Option<String>,
     steps: Vec<Step>,
 }
 
@@ -157,7 +159,14 @@ impl Driver {
                     spec,
                     state_dir: script.state_dir.clone(),
                     io,
-                    cgroup: CgroupDriver::Cgroupfs,
+                    cgroup: match script.driver.as_deref() {
+                        None => CgroupDriver::Cgroupfs,
+                        #[cfg(feature = "systemd")]
+                        Some("systemd") => CgroupDriver::Systemd,
+                        #[cfg(feature = "systemd")]
+                        Some("systemd-user") => CgroupDriver::SystemdUser,
+                        Some(other) => anyhow::bail!("no driver {other}"),
+                    },
                     launch: LaunchOptions::default(),
                 });
                 match created {

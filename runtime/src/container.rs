@@ -8,9 +8,12 @@ use std::time::SystemTime;
 use oci_spec::runtime::{ContainerState, LinuxResources, Process, Spec, State};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::cgroup::{self, Cgroup, CgroupDriver, CgroupError, CgroupStats, MemoryWatch};
+use crate::cgroup::{
+    Cgroup, CgroupDriver, CgroupError, CgroupStats, Hierarchies, Location, MemoryWatch,
+};
 use crate::error::{CreateError, DeleteError, ExecError, KillError, StartError};
 use crate::hooks;
+use crate::mounts::Shown;
 use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
 use crate::process::message::{Channel, Message};
 use crate::process::{self, Io, Launched, Launching, Place};
@@ -101,7 +104,7 @@ impl Container {
             spec,
             state_dir,
             io,
-            cgroup: CgroupDriver::Cgroupfs,
+            cgroup,
             launch,
         } = options;
         let plan = Plan::new(&spec, &bundle, &id)?;
@@ -117,13 +120,13 @@ impl Container {
             bundle,
             pid: 0,
             born: 0,
-            cgroup: PathBuf::new(),
+            cgroup: Location::default(),
             created: SystemTime::now(),
             spec,
         };
         // Each of these functions takes back what it has made itself. The error is what the caller
         // must learn; should something resist being taken back, there is nothing better to do.
-        match make(&plan, &dir, &mut saved, io, launch) {
+        match make(&plan, &dir, &mut saved, io, cgroup, launch) {
             Ok((first, launched)) => {
                 let first = Some(first);
                 Ok((Self { saved, dir, first }, launched))
@@ -186,9 +189,9 @@ impl Container {
         self.saved.created
     }
 
-    /// The directory of its cgroup.
+    /// The directory of its cgroup; with cgroup version 1, which has several, the first.
     pub fn cgroup_path(&self) -> &Path {
-        &self.saved.cgroup
+        self.saved.cgroup.path()
     }
 
     /// Where it is in its life.
@@ -406,8 +409,8 @@ impl Container {
     /// # Errors
     /// [`CgroupError`]; limits before the refused one have been changed.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
-        let plan = ResourcePlan::new(Some(resources))?;
         let cgroup = self.cgroup()?;
+        let plan = ResourcePlan::new(Some(resources), cgroup.version())?;
         cgroup.apply(&plan.settings)?;
         if resources
             .devices()
@@ -427,11 +430,12 @@ impl Container {
         self.cgroup()?.stats()
     }
 
-    /// Watches for processes that are killed because the container is out of memory.
+    /// Watches for processes that are killed because the container is out of memory. `None` where
+    /// that cannot be watched: with cgroups of version 1.
     ///
     /// # Errors
     /// [`CgroupError`] when the cgroup has no limits of memory, or is gone.
-    pub fn watch_memory(&self) -> Result<MemoryWatch, CgroupError> {
+    pub fn watch_memory(&self) -> Result<Option<MemoryWatch>, CgroupError> {
         self.cgroup()?.watch_memory()
     }
 
@@ -460,10 +464,13 @@ impl Container {
                 status,
             });
         }
-        if let Some(cgroup) = self.cgroup_if_there()? {
-            cgroup.kill()?;
-            cgroup.wait_empty()?;
-            cgroup.remove()?;
+        match self.cgroup_if_there()? {
+            Some(cgroup) => {
+                cgroup.kill()?;
+                cgroup.wait_empty()?;
+                cgroup.remove()?;
+            }
+            None => self.saved.cgroup.forget()?,
         }
         // Without the file system there is no group of it any more.
         if let Ok(Some(group)) = Group::new(&self.saved.spec, &self.saved.id)
@@ -485,13 +492,11 @@ impl Container {
     /// A cgroup below the container's own, by its path there.
     fn sub_cgroup(&self, path: &Path) -> Result<Cgroup, CgroupError> {
         let inside = path.strip_prefix("/").unwrap_or(path);
-        if !inside
-            .components()
-            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
-        {
+        let usable = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+        if !inside.components().all(usable) {
             return Err(CgroupError::Outside(path.to_owned()));
         }
-        Cgroup::open(&self.saved.cgroup.join(inside))
+        self.cgroup()?.child(inside)
     }
 
     fn cgroup_if_there(&self) -> Result<Option<Cgroup>, CgroupError> {
@@ -505,14 +510,13 @@ impl Container {
         }
     }
 
-    /// The cgroup that the first process is in now.
+    /// The cgroup that the first process is in now, where it is below the container's.
     fn cgroup_of_first(&self) -> Option<Cgroup> {
+        let cgroup = self.cgroup().ok()?;
+        let root = Hierarchies::of_host().ok()?.list.first()?.point.clone();
         let table = std::fs::read_to_string(format!("/proc/{}/cgroup", self.saved.pid)).ok()?;
         let path = table.lines().find_map(|line| line.strip_prefix("0::/"))?;
-        let cgroup = cgroup::mount_point().ok()?.join(path);
-        // Only below its own: a process that was moved out by the host is no guide.
-        cgroup.starts_with(&self.saved.cgroup).then_some(())?;
-        Cgroup::open(&cgroup).ok()
+        cgroup.below(&root.join(path))
     }
 
     /// Whether the first process is in the caller's user namespace.
@@ -528,20 +532,67 @@ fn make(
     dir: &StateDir,
     saved: &mut Saved,
     io: Io,
+    driver: CgroupDriver,
     options: LaunchOptions,
 ) -> Result<(OwnedFd, Launched), CreateError> {
-    let mount = cgroup::mount_point()?;
-    let cgroup = Cgroup::create(&mount, &plan.cgroup)?;
-    saved.cgroup = cgroup.path().to_owned();
+    let hierarchies = Hierarchies::of_host()?;
+    let mut cgroup = make_cgroup(&hierarchies, plan, saved, driver)?;
+    saved.cgroup = cgroup.location();
+    let shown = Shown::new(&hierarchies, &cgroup);
     // Before there is a process: should this one be killed now, delete knows where to look.
     let kept = dir.save(saved).map_err(CreateError::from);
-    let made = kept.and_then(|()| launch(plan, dir, saved, io, options, &cgroup, &mount));
+    let made = kept.and_then(|()| launch(plan, dir, saved, io, options, &mut cgroup, shown));
     if made.is_err() {
+        cgroup.inhabited();
         let _ = cgroup.kill().and_then(|()| cgroup.wait_empty());
         let _ = cgroup.remove();
         cgroup.undo();
     }
     made
+}
+
+#[cfg(not(feature = "systemd"))]
+fn make_cgroup(
+    hierarchies: &Hierarchies,
+    plan: &Plan,
+    _: &Saved,
+    CgroupDriver::Cgroupfs: CgroupDriver,
+) -> Result<Cgroup, CreateError> {
+    Ok(Cgroup::create(hierarchies, &plan.cgroup)?)
+}
+
+#[cfg(feature = "systemd")]
+fn make_cgroup(
+    hierarchies: &Hierarchies,
+    plan: &Plan,
+    saved: &Saved,
+    driver: CgroupDriver,
+) -> Result<Cgroup, CreateError> {
+    use crate::cgroup::{Scope, ScopeName, annotated_properties};
+    use crate::plan::PlanError;
+    let Some(user) = driver.user_manager() else {
+        return Ok(Cgroup::create(hierarchies, &plan.cgroup)?);
+    };
+    let path = saved
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().as_deref());
+    let name = ScopeName::new(path, &saved.id, user)
+        .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?;
+    let properties = saved
+        .spec
+        .annotations()
+        .as_ref()
+        .map(annotated_properties)
+        .transpose();
+    let properties = properties.map_err(|(field, problem)| PlanError::new(field, problem))?;
+    let scope = Scope::new(name, user);
+    Ok(Cgroup::create_scope(
+        hierarchies,
+        scope,
+        properties.unwrap_or_default(),
+    )?)
 }
 
 /// Limits the cgroup, makes the first process in it and writes the state. Returns a second
@@ -552,14 +603,14 @@ fn launch(
     saved: &mut Saved,
     io: Io,
     options: LaunchOptions,
-    cgroup: &Cgroup,
-    mount: &Path,
+    cgroup: &mut Cgroup,
+    shown: Shown,
 ) -> Result<(OwnedFd, Launched), CreateError> {
     cgroup.apply(&plan.resources.settings)?;
     cgroup.set_device_rules(&plan.resources.devices)?;
     let listener = dir.listen()?;
     let state = saved.state(ContainerState::Creating);
-    let launched = process::create(plan, cgroup, mount, listener, io, options, state.clone())
+    let launched = process::create(plan, cgroup, shown, listener, io, options, state.clone())
         .inspect_err(|_| {
             // Hooks that have run may have something to take back.
             hooks::run_all("poststop", plan.hooks.poststop(), &state);

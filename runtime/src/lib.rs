@@ -10,7 +10,8 @@
 //! [`Container::begin_exec`] and [`Container::begin_start`] return before the process has become its
 //! command, which it does at the pleasure of its container.
 //!
-//! It needs Linux 5.14 or later and cgroup version 2.
+//! It needs Linux 5.14 or later, and cgroups of version 2 or 1 (all of the host's controllers in
+//! one version). With the feature `systemd` the host's systemd can make them.
 
 mod capabilities;
 pub mod cgroup;

@@ -1,8 +1,12 @@
 //! Making the mounts of a container.
 
+mod cgroup;
+
+pub(crate) use cgroup::Shown;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::LinuxIdMapping;
 use rustix::event::pause;
@@ -46,13 +50,13 @@ pub(crate) struct Sources {
     /// Sources of bind mounts: in a user namespace of its own, the container's process can neither
     /// reach every path of the host nor map ids. Message queues of the caller's IPC namespace too.
     trees: Vec<Option<OwnedFd>>,
-    /// Where the host has mounted cgroup2: from within a cgroup namespace it cannot be told.
-    cgroup: PathBuf,
+    /// The cgroup file system.
+    cgroup: Shown,
 }
 
 impl Sources {
     /// Opens, in the caller's mount namespace, what the container's process cannot.
-    pub(crate) fn open(plan: &Plan, cgroup: &Path) -> Step<Self> {
+    pub(crate) fn open(plan: &Plan, cgroup: Shown) -> Step<Self> {
         let foreign = plan.namespaces.has_user();
         let open = |mount: &MountPlan| {
             let (source, recursive) = match &mount.kind {
@@ -97,7 +101,7 @@ impl Sources {
         };
         Ok(Self {
             trees: plan.mounts.iter().map(open).collect::<Step<_>>()?,
-            cgroup: cgroup.to_owned(),
+            cgroup,
         })
     }
 }
@@ -112,7 +116,7 @@ pub(crate) fn make(plan: &Plan, root: &Root, sources: &Sources) -> Step<()> {
                 recursive,
             } => bind(root, mount, path, *recursive, source)?,
             MountKind::FileSystem { .. } => file_system(plan, root, mount, source)?,
-            MountKind::Cgroup => cgroup_file_system(plan, root, mount, &sources.cgroup)?,
+            MountKind::Cgroup => cgroup::mount(plan, root, mount, &sources.cgroup)?,
             MountKind::Remount => {
                 let stage = || format!("change the mount on {}", mount.destination.display());
                 let place = root.open(&mount.destination).stage(stage)?;
@@ -295,23 +299,6 @@ fn copy_up_into(root: &Root, from: &Path, to: BorrowedFd<'_>) -> io::Result<()> 
     let from = root.open_with(from, flags, ResolveFlags::empty())?;
     let to = openat(to, ".", flags | OFlags::CLOEXEC, Mode::empty())?;
     copy_contents(from.as_fd(), to.as_fd())
-}
-
-fn cgroup_file_system(plan: &Plan, root: &Root, mount: &MountPlan, host: &Path) -> Step<()> {
-    let stage = || format!("mount cgroup2 on {}", mount.destination.display());
-    let place = root.make_directory(&mount.destination).stage(stage)?;
-    let tree = if plan.namespaces.is_private(NamespaceKind::Cgroup) {
-        match new_file_system("cgroup2", "cgroup", &[], mount.attributes.set) {
-            Err(error) if error.refused && plan.namespaces.has_user() => {
-                clone_tree(CWD, &host.join(&plan.cgroup), true).stage(stage)?
-            }
-            other => other.stage(stage)?,
-        }
-    } else {
-        // A new mount from the first cgroup namespace would reset the options of the host's.
-        clone_tree(CWD, host, true).stage(stage)?
-    };
-    place_tree(root, mount, tree.as_fd(), place.as_fd()).stage(stage)
 }
 
 /// Why a file system could not be made.

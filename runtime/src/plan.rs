@@ -18,7 +18,7 @@ use oci_spec::runtime::{
 };
 use thiserror::Error;
 
-use crate::cgroup::{self, CgroupError, Setting};
+use crate::cgroup::{self, CgroupError, Setting, Version};
 use crate::resctrl::Group;
 use crate::seccomp::Filter;
 
@@ -88,11 +88,15 @@ pub(crate) struct ResourcePlan {
 }
 
 impl ResourcePlan {
-    pub(crate) fn new(resources: Option<&LinuxResources>) -> Result<Self, CgroupError> {
+    /// For a cgroup of this version.
+    pub(crate) fn new(
+        resources: Option<&LinuxResources>,
+        version: Version,
+    ) -> Result<Self, CgroupError> {
         let rules = resources.and_then(|resources| resources.devices().as_deref());
         Ok(Self {
             settings: resources
-                .map(cgroup::settings)
+                .map(|resources| cgroup::settings(version, resources))
                 .transpose()?
                 .unwrap_or_default(),
             devices: cgroup::devices::rules(rules.unwrap_or_default())?,
@@ -201,7 +205,7 @@ impl Plan {
             sysctls: sysctls(linux.sysctl().as_ref(), &namespaces)?,
             cgroup: cgroup::container_path(linux.cgroups_path().as_deref(), id)
                 .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?,
-            resources: ResourcePlan::new(linux.resources().as_ref())?,
+            resources: ResourcePlan::new(linux.resources().as_ref(), Version::of_host())?,
             shares: Group::new(spec, id)?,
             hooks: hooks(spec)?,
             process: {

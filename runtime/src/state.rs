@@ -17,6 +17,8 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::cgroup::Location;
+
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
@@ -82,8 +84,8 @@ pub(crate) struct Saved {
     pub pid: u32,
     /// When that process was born, in ticks since boot: an id alone may be another's later.
     pub born: u64,
-    /// The directory of its cgroup.
-    pub cgroup: PathBuf,
+    /// Where its cgroup is.
+    pub cgroup: Location,
     /// When it was created.
     pub created: SystemTime,
     /// Its spec.

@@ -318,11 +318,10 @@ fn a_container_whose_maker_is_killed_can_be_deleted() {
     assert_eq!(output.status.code(), None);
     assert_eq!(container.state()["status"], "stopped");
     container.run(&["delete", "ID"]);
-    let cgroup = common::cgroup_root()
-        .unwrap()
-        .join("joey-test")
-        .join(&container.0.id);
-    assert!(!cgroup.exists());
+    assert_eq!(
+        common::cgroups_of(&container.0.id),
+        Vec::<std::path::PathBuf>::new()
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bundle, field};
+use common::{Bundle, cgroup_version, field};
 use serde_json::{Value, json};
 
 fn process(script: &str) -> Value {
@@ -138,6 +138,10 @@ fn a_created_container_takes_one() {
 
 #[test]
 fn it_goes_where_a_container_that_manages_cgroups_has_gone() {
+    if cgroup_version() == 1 {
+        // There a process is put into the container's own directories, which always take it.
+        return;
+    }
     let mut bundle = Bundle::new(
         "mkdir /sys/fs/cgroup/leaf && echo 0 > /sys/fs/cgroup/leaf/cgroup.procs && \
          exec sleep 1000",

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Bundle, has_controller};
+use common::{Bundle, by_version, cgroup_version, has_controller};
 use serde_json::json;
 
 #[test]
@@ -109,15 +109,101 @@ fn processor_time_is_limited_and_counted() {
     let mut bundle = Bundle::new("exec sleep 1000");
     bundle.spec["linux"]["resources"]["cpu"] =
         json!({"shares": 1024, "quota": 50000, "period": 100_000});
-    let look = json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
-        "args": ["cat", "/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu.weight"]}}});
+    let look = look(by_version(
+        "cd /sys/fs/cgroup/cpu; echo $(cat cpu.cfs_quota_us cpu.cfs_period_us); cat cpu.shares",
+        "cd /sys/fs/cgroup; cat cpu.max cpu.weight",
+    ));
     let outcomes = bundle.take(json!(["create", "start", look, "stats",
         {"update": {"cpu": {"period": 50000}}}, look,
         {"update": {"cpu": {"quota": -1, "shares": 2}}}, look, {"delete": {"force": true}}]));
-    assert_eq!(outcomes[2]["output"], "50000 100000\n100\n");
+    assert_eq!(
+        outcomes[2]["output"],
+        by_version("50000 100000\n1024\n", "50000 100000\n100\n")
+    );
     assert!(outcomes[3]["cpu_usage"].as_u64().unwrap() > 0);
-    assert_eq!(outcomes[5]["output"], "50000 50000\n100\n");
-    assert_eq!(outcomes[7]["output"], "max 100000\n1\n");
+    assert_eq!(
+        outcomes[5]["output"],
+        by_version("50000 50000\n1024\n", "50000 50000\n100\n")
+    );
+    assert_eq!(
+        outcomes[7]["output"],
+        by_version("-1 50000\n2\n", "max 50000\n1\n")
+    );
+}
+
+/// A process that runs a script.
+fn look(script: &str) -> serde_json::Value {
+    json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
+        "args": ["sh", "-c", script]}}})
+}
+
+#[test]
+fn memory_and_swap_are_raised_and_lowered_together() {
+    if !has_controller("memory") {
+        return;
+    }
+    let mut bundle = Bundle::new("exec sleep 1000");
+    bundle.spec["linux"]["resources"]["memory"] = json!({"limit": 64 << 20, "swap": 96 << 20});
+    let look = look(by_version(
+        "cd /sys/fs/cgroup/memory; cat memory.limit_in_bytes memory.memsw.limit_in_bytes",
+        "cd /sys/fs/cgroup; cat memory.max memory.swap.max",
+    ));
+    let to = |limit: i64, swap: i64| json!({"update": {"memory": {"limit": limit << 20, "swap": swap << 20}}});
+    let outcomes = bundle.take(
+        json!(["create", "start", look, to(128, 256), look, to(32, 48), look,
+        {"update": {"memory": {"limit": 40 << 20}}}, look,
+        {"update": {"memory": {"swap": 60 << 20}}}, look,
+        {"update": {"memory": {"limit": -1, "swap": -1}}}, "stats", {"delete": {"force": true}}]),
+    );
+    // Version 1 counts memory and swap together, version 2 swap alone.
+    let apart = |limit: i64, both: i64| {
+        let swap = if cgroup_version() == 1 {
+            both
+        } else {
+            both - limit
+        };
+        format!("{}\n{}\n", limit << 20, swap << 20)
+    };
+    assert_eq!(outcomes[2]["output"], apart(64, 96));
+    assert_eq!(outcomes[4]["output"], apart(128, 256));
+    assert_eq!(outcomes[6]["output"], apart(32, 48));
+    assert_eq!(outcomes[8]["output"], apart(40, 48));
+    assert_eq!(outcomes[10]["output"], apart(40, 60));
+    assert_eq!(outcomes[12]["memory_limit"], serde_json::Value::Null);
+}
+
+#[test]
+fn the_first_process_is_in_every_hierarchy() {
+    let mut bundle = Bundle::new("cat /proc/self/cgroup");
+    bundle.without_namespace("cgroup");
+    let path = format!("/joey-test/{}", bundle.id);
+    for line in bundle.run().lines() {
+        assert!(line.ends_with(&path), "{line}");
+    }
+}
+
+#[test]
+fn version_1_shows_a_directory_for_each_controller() {
+    if cgroup_version() == 2 {
+        return;
+    }
+    let bundle = Bundle::new(
+        "cd /sys/fs/cgroup; for d in memory pids systemd; do grep -c . $d/cgroup.procs; done; \
+         mkdir new 2>/dev/null || echo read-only; mkdir memory/new 2>/dev/null || echo read-only",
+    );
+    // The shell and grep.
+    assert_eq!(bundle.run(), "2\n2\n2\nread-only\nread-only\n");
+}
+
+#[test]
+fn a_frozen_container_is_killed() {
+    let bundle = Bundle::new("sleep 1000 & sleep 1000");
+    let outcomes = bundle.take(json!(["create", "start", "pause", "status",
+        {"delete": {"force": true}}, "wait"]));
+    assert_eq!(outcomes[3], "paused");
+    assert_eq!(outcomes[4], serde_json::Value::Null);
+    assert_eq!(outcomes[5]["signal"], 9);
+    assert!(common::cgroups_of(&bundle.id).is_empty());
 }
 
 #[test]
@@ -132,16 +218,16 @@ fn processors_are_chosen() {
 
 #[test]
 fn a_limit_without_its_controller_is_an_error() {
-    if common::cgroup_root().is_none() || has_controller("memory") {
+    if has_controller("rdma") {
         return;
     }
     let mut bundle = Bundle::new("true");
-    bundle.spec["linux"]["resources"]["memory"] = json!({"limit": 1 << 20});
+    bundle.spec["linux"]["resources"]["rdma"] = json!({"mlx5_1": {"hcaHandles": 3}});
     assert!(
         bundle
             .fail()
             .0
-            .starts_with("resources.memory.limit: the memory controller is not available in ")
+            .starts_with("resources.rdma: the rdma controller is not available in ")
     );
 }
 

@@ -1,33 +1,42 @@
-//! Control groups, version 2: one directory per container, its limits and its counters.
+//! Control groups: the limits and the counters of a container.
 //!
-//! Resources of a spec first become settings, without touching the system; a file per
-//! controller does that. Then the cgroup carries them out.
+//! Resources of a spec first become settings, without touching the system; a file per controller
+//! does that, in [`v1`] and [`v2`] for the two versions that kernels have. Then the cgroup carries
+//! them out. It has a directory in each hierarchy: one with version 2, several with version 1.
 
-mod cpu;
-mod cpuset;
 pub(crate) mod devices;
-mod freezer;
-mod io;
-mod memory;
+mod directory;
+mod hierarchy;
 mod path;
-mod pids;
-mod settings;
+mod setting;
 mod stats;
+#[cfg(feature = "systemd")]
+mod systemd;
+mod v1;
+mod v2;
 mod watch;
+mod write;
 
-pub(crate) use path::{container_path, mount_point};
-pub(crate) use settings::{Setting, number, settings};
+pub(crate) use directory::Directory;
+pub(crate) use hierarchy::{Hierarchies, Version};
+pub(crate) use path::container_path;
+pub(crate) use setting::{Setting, settings};
 pub use stats::{CgroupStats, CpuStats, IoStats, MemoryStats, PidsStats};
+#[cfg(feature = "systemd")]
+pub(crate) use systemd::{Scope, ScopeName, annotated_properties};
 pub use watch::MemoryWatch;
 
-use std::io::{Error, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::BTreeMap;
+use std::io::{Error, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use devices::Rule;
 
 /// Who makes the cgroup of a container.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,13 +44,19 @@ pub enum CgroupDriver {
     /// The engine itself, in the cgroup file system.
     #[default]
     Cgroupfs,
+    /// The system's systemd: a transient scope.
+    #[cfg(feature = "systemd")]
+    Systemd,
+    /// The systemd of the caller's user, for a caller who is not root.
+    #[cfg(feature = "systemd")]
+    SystemdUser,
 }
 
 /// Why a cgroup could not be made, limited, read or removed.
 #[derive(Debug, Error)]
 pub enum CgroupError {
-    /// No cgroup2 file system is mounted.
-    #[error("no cgroup2 file system is mounted; mount one, for example on /sys/fs/cgroup")]
+    /// No cgroup file system is mounted.
+    #[error("no cgroup file system is mounted; mount cgroup2, for example on /sys/fs/cgroup")]
     NotMounted,
     /// A limit needs a controller that the parent cgroup does not offer.
     #[error("{setting}: the {controller} controller is not available in {}", path.display())]
@@ -67,6 +82,10 @@ pub enum CgroupError {
         /// What is wrong, and what is allowed.
         problem: String,
     },
+    /// systemd cannot be used, or has refused.
+    #[cfg(feature = "systemd")]
+    #[error("{0}")]
+    Systemd(String),
     /// A file of the cgroup could not be read or written.
     #[error("{action} {}: {source}", path.display())]
     File {
@@ -79,311 +98,438 @@ pub enum CgroupError {
     },
 }
 
+impl CgroupError {
+    /// Whether a file is not there, or its cgroup no longer.
+    fn is_gone(&self) -> bool {
+        matches!(self, Self::File { source, .. }
+            if source.kind() == ErrorKind::NotFound
+                || source.raw_os_error() == Some(libc::ENODEV))
+    }
+
+    /// Whether the kernel does not take a value.
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::File { source, .. } if source.kind() == ErrorKind::InvalidInput)
+    }
+}
+
 /// How long processes that have been killed may take to leave the cgroup: one that the kernel holds
 /// in a call may take any time, and the caller can try again.
 const LEAVING: Duration = Duration::from_secs(5);
 
+/// How long processes may take to freeze: one in an uninterruptible wait freezes when that ends;
+/// past this the caller is told.
+const FREEZING: Duration = Duration::from_secs(5);
+
+/// Where a cgroup is, to find it again.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Location {
+    version: Version,
+    /// In each hierarchy: its controllers (none for version 2's) and the directory.
+    directories: Vec<(Vec<String>, PathBuf)>,
+    /// The unit of systemd that it is.
+    #[cfg(feature = "systemd")]
+    scope: Option<Scope>,
+}
+
+impl Location {
+    /// The directory; with version 1, that in the first hierarchy.
+    pub(crate) fn path(&self) -> &Path {
+        self.directories
+            .first()
+            .map_or(Path::new(""), |(_, path)| path)
+    }
+
+    /// Lets go of what is left of it when its directories are gone already.
+    pub(crate) fn forget(&self) -> Result<(), CgroupError> {
+        #[cfg(feature = "systemd")]
+        if let Some(scope) = &self.scope {
+            scope.stop()?;
+        }
+        Ok(())
+    }
+}
+
 /// The cgroup of a container.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
-    path: PathBuf,
-    dir: OwnedFd,
-    /// Directories that `create` has made, outermost first.
-    made: Vec<PathBuf>,
+    version: Version,
+    /// Never empty.
+    directories: Vec<Directory>,
+    #[cfg(feature = "systemd")]
+    scope: Option<Scope>,
+    /// What keeps a new scope until the first process is in it.
+    #[cfg(feature = "systemd")]
+    placeholder: Option<systemd::Placeholder>,
 }
 
 impl Cgroup {
-    /// Makes the cgroup `path` (relative to the cgroup2 mount `root`) and those above it, and hands
-    /// the controllers of the root down to it. A cgroup that is there already is taken when it has
-    /// no process.
-    pub(crate) fn create(root: &Path, path: &Path) -> Result<Self, CgroupError> {
-        let mut made = Vec::new();
-        match Self::make_all(root, path, &mut made) {
-            Ok((path, dir)) => {
-                let cgroup = Self { path, dir, made };
-                if !cgroup.made.contains(&cgroup.path) && !cgroup.own_pids()?.is_empty() {
-                    return Err(CgroupError::InUse(cgroup.path));
+    /// Makes the cgroup `path` (relative to the roots of the hierarchies) and those above it, and
+    /// hands the controllers down to it. A cgroup that is there already is taken when it has no
+    /// process.
+    pub(crate) fn create(hierarchies: &Hierarchies, path: &Path) -> Result<Self, CgroupError> {
+        let cgroup = Self::make(hierarchies, path)?;
+        for directory in &cgroup.directories {
+            if !directory.is_new() && !directory.own_pids()?.is_empty() {
+                let path = directory.path().to_owned();
+                cgroup.undo();
+                return Err(CgroupError::InUse(path));
+            }
+        }
+        Ok(cgroup)
+    }
+
+    /// Has systemd make the cgroup, with `properties` of the unit beside the usual ones.
+    #[cfg(feature = "systemd")]
+    pub(crate) fn create_scope(
+        hierarchies: &Hierarchies,
+        scope: Scope,
+        properties: Vec<systemd::Property>,
+    ) -> Result<Self, CgroupError> {
+        let placeholder = scope.start(hierarchies.version, properties)?;
+        let made = placeholder
+            .cgroup(hierarchies.version)
+            .and_then(|path| Self::make(hierarchies, &path))
+            .and_then(|cgroup| {
+                if cgroup.version == Version::V1 {
+                    // systemd removes directories without processes that it does not need itself.
+                    cgroup
+                        .add(placeholder.pid())
+                        .inspect_err(|_| cgroup.undo())?;
                 }
                 Ok(cgroup)
-            }
+            });
+        match made {
+            Ok(cgroup) => Ok(Self {
+                scope: Some(scope),
+                placeholder: Some(placeholder),
+                ..cgroup
+            }),
             Err(error) => {
-                remove_all(&made);
+                drop(placeholder);
+                let _ = scope.stop();
                 Err(error)
             }
         }
     }
 
-    fn make_all(
-        root: &Path,
-        path: &Path,
-        made: &mut Vec<PathBuf>,
-    ) -> Result<(PathBuf, OwnedFd), CgroupError> {
-        let mut current = root.to_owned();
-        for part in path.components() {
-            enable_controllers(&current);
-            current.push(part);
-            match std::fs::create_dir(&current) {
-                Ok(()) => made.push(current.clone()),
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(source) => return Err(file_error("create", current, source)),
-            }
-        }
-        let dir = open_directory(&current)?;
-        Ok((current, dir))
-    }
-
-    /// Opens a cgroup that is there.
-    pub(crate) fn open(path: &Path) -> Result<Self, CgroupError> {
-        Ok(Self {
-            path: path.to_owned(),
-            dir: open_directory(path)?,
-            made: Vec::new(),
-        })
-    }
-
-    /// Its directory.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Its directory, open.
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.dir.as_fd()
-    }
-
-    /// Writes the settings in their order.
-    pub(crate) fn apply(&self, settings: &[Setting]) -> Result<(), CgroupError> {
-        settings.iter().try_for_each(|setting| self.set(setting))
-    }
-
-    fn set(&self, setting: &Setting) -> Result<(), CgroupError> {
-        if let Some((file, limit)) = setting.not_below {
-            let used = self.read(file)?.trim().parse().unwrap_or(0u64);
-            if used > limit {
-                return Err(CgroupError::Invalid {
-                    field: "resources.memory.limit",
-                    problem: format!("{limit} is below the {used} bytes in use"),
-                });
-            }
-        }
-        let mut value = setting.value.clone();
-        if setting.after_first
-            && let Ok(now) = self.read(&setting.file)
-        {
-            let first = now.split_whitespace().next().unwrap_or("max");
-            value = format!("{first} {value}");
-        }
-        let result = self.write(&setting.file, &value);
-        let Err(CgroupError::File { source, .. }) = &result else {
-            return result;
-        };
-        if source.kind() != ErrorKind::NotFound {
-            return result;
-        }
-        if let Some((file, value)) = &setting.otherwise {
-            return self.set(&Setting {
-                file: file.clone(),
-                value: value.clone(),
-                otherwise: None,
-                ..setting.clone()
+    fn make(hierarchies: &Hierarchies, path: &Path) -> Result<Self, CgroupError> {
+        let version = hierarchies.version;
+        let mut directories: Vec<Directory> = Vec::new();
+        for hierarchy in &hierarchies.list {
+            let is_cpuset = hierarchy.controllers.iter().any(|name| name == "cpuset");
+            let made = Directory::create(hierarchy, path, |parent| {
+                if version == Version::V2 {
+                    v2::enable_controllers(parent);
+                }
+                if is_cpuset && parent != hierarchy.point {
+                    v1::cpuset::inherit(parent)?;
+                }
+                Ok(())
             });
+            let made = made.and_then(|directory| {
+                if is_cpuset {
+                    v1::cpuset::inherit(directory.path()).inspect_err(|_| directory.undo())?;
+                }
+                Ok(directory)
+            });
+            match made {
+                Ok(directory) => directories.push(directory),
+                Err(error) => {
+                    directories.iter().for_each(Directory::undo);
+                    return Err(error);
+                }
+            }
         }
-        // "No limit" is what a cgroup without the controller has; swap may be compiled out.
-        if setting.value == "max" || setting.optional {
-            return Ok(());
-        }
-        Err(CgroupError::NoController {
-            setting: setting.field.clone(),
-            controller: setting.controller.clone(),
-            path: self.path.clone(),
+        Ok(Self {
+            version,
+            directories,
+            #[cfg(feature = "systemd")]
+            scope: None,
+            #[cfg(feature = "systemd")]
+            placeholder: None,
         })
     }
 
-    /// Processes directly in it.
-    fn own_pids(&self) -> Result<Vec<u32>, CgroupError> {
-        Ok(parse_pids(&self.read("cgroup.procs")?))
+    /// Opens a cgroup that is there. With version 1, directories that are gone are left out, and
+    /// it is an error when all are.
+    pub(crate) fn open(location: &Location) -> Result<Self, CgroupError> {
+        let mut directories = Vec::new();
+        let mut gone = None;
+        for (controllers, path) in &location.directories {
+            match Directory::open(path, controllers) {
+                Ok(directory) => directories.push(directory),
+                Err(error) if error.is_gone() => gone = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        if directories.is_empty() {
+            return Err(gone.unwrap_or(CgroupError::NotMounted));
+        }
+        Ok(Self {
+            version: location.version,
+            directories,
+            #[cfg(feature = "systemd")]
+            scope: location.scope.clone(),
+            #[cfg(feature = "systemd")]
+            placeholder: None,
+        })
+    }
+
+    /// Where it is.
+    pub(crate) fn location(&self) -> Location {
+        Location {
+            version: self.version,
+            directories: self
+                .directories
+                .iter()
+                .map(|one| (one.controllers().to_vec(), one.path().to_owned()))
+                .collect(),
+            #[cfg(feature = "systemd")]
+            scope: self.scope.clone(),
+        }
+    }
+
+    /// The cgroup of version 2 at `path`, when that is this one or below it: a process that was
+    /// moved out by the host is no guide.
+    pub(crate) fn below(&self, path: &Path) -> Option<Self> {
+        let own = self
+            .directories
+            .iter()
+            .find(|directory| directory.is_unified())?;
+        if self.version != Version::V2 || !path.starts_with(own.path()) {
+            return None;
+        }
+        Self::open(&Location {
+            directories: vec![(Vec::new(), path.to_owned())],
+            ..self.location()
+        })
+        .ok()
+    }
+
+    /// The cgroup at a path below this one, in each hierarchy.
+    pub(crate) fn child(&self, path: &Path) -> Result<Self, CgroupError> {
+        let mut location = self.location();
+        for (_, directory) in &mut location.directories {
+            directory.push(path);
+        }
+        Self::open(&location)
+    }
+
+    /// Its version.
+    pub(crate) fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Its directories, one in each hierarchy.
+    pub(crate) fn directories(&self) -> &[Directory] {
+        &self.directories
+    }
+
+    /// The directory for a controller.
+    fn of(&self, controller: &str) -> Option<&Directory> {
+        self.directories.iter().find(|directory| {
+            self.version == Version::V2
+                || directory
+                    .controllers()
+                    .iter()
+                    .any(|name| name == controller)
+        })
+    }
+
+    /// The directory in version 2's hierarchy, which hosts with version 1 may have too.
+    fn unified(&self) -> Option<&Directory> {
+        self.directories
+            .iter()
+            .find(|directory| directory.is_unified())
+    }
+
+    /// The directory that a process can be born into: `None` where it has to be put in by
+    /// [`Self::add`] before it does anything.
+    pub(crate) fn birthplace(&self) -> Option<BorrowedFd<'_>> {
+        #[cfg(feature = "systemd")]
+        if self.placeholder.is_some() || self.scope.as_ref().is_some_and(Scope::is_users) {
+            return None;
+        }
+        match self.version {
+            Version::V1 => None,
+            Version::V2 => Some(self.directories[0].as_fd()),
+        }
+    }
+
+    /// Puts a process into it.
+    pub(crate) fn add(&self, pid: u32) -> Result<(), CgroupError> {
+        #[cfg(feature = "systemd")]
+        if let Some(scope) = self.scope.as_ref().filter(|scope| scope.is_users()) {
+            // A user may not move a process here from a part of the tree that is not the user's.
+            return scope.attach(pid);
+        }
+        self.directories
+            .iter()
+            .try_for_each(|directory| directory.add(pid))
+    }
+
+    /// Says that the first process is in it.
+    pub(crate) fn inhabited(&mut self) {
+        #[cfg(feature = "systemd")]
+        drop(self.placeholder.take());
+    }
+
+    /// Puts device rules in force, in the place of those that this engine has put there before.
+    pub(crate) fn set_device_rules(&self, rules: &[Rule]) -> Result<(), CgroupError> {
+        match self.version {
+            Version::V2 => v2::devices::set(&self.directories[0], rules),
+            Version::V1 => match self.of("devices") {
+                Some(directory) => {
+                    #[cfg(feature = "systemd")]
+                    if let Some(scope) = &self.scope {
+                        return self.set_devices_of_scope(scope, directory, rules);
+                    }
+                    v1::devices::set(directory, rules)
+                }
+                // Without the controller all devices are allowed, which would not be safe.
+                None => Err(CgroupError::NoController {
+                    setting: "resources.devices".to_owned(),
+                    controller: "devices".to_owned(),
+                    path: self.directories[0].path().to_owned(),
+                }),
+            },
+        }
+    }
+
+    /// systemd writes the list of version 1 too, from the start: meanwhile nobody may look.
+    #[cfg(feature = "systemd")]
+    fn set_devices_of_scope(
+        &self,
+        scope: &Scope,
+        directory: &Directory,
+        rules: &[Rule],
+    ) -> Result<(), CgroupError> {
+        let stop = self.placeholder.is_none() && !self.is_frozen();
+        if stop {
+            self.freeze(true)?;
+        }
+        let set = v1::devices::names(rules)
+            .and_then(|allowed| scope.set_devices(allowed.as_deref()))
+            .and_then(|()| v1::devices::set(directory, rules));
+        if stop {
+            self.freeze(false)?;
+        }
+        set
     }
 
     /// Processes in it and in the cgroups that the container has made below it.
     pub(crate) fn pids(&self) -> Result<Vec<u32>, CgroupError> {
-        let mut pids = self.own_pids()?;
-        for child in children(&self.path) {
-            match Self::open(&child).and_then(|child| child.pids()) {
-                Ok(more) => pids.extend(more),
-                // The container may remove it at any time.
-                Err(error) if is_gone(&error) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(pids)
+        self.members().pids()
+    }
+
+    /// The directory that tells best who is in it.
+    fn members(&self) -> &Directory {
+        // With version 1, a process that has left some of the directories has not left this one.
+        let own = self
+            .unified()
+            .or_else(|| self.of("freezer"))
+            .or_else(|| self.of("devices"));
+        own.unwrap_or(&self.directories[0])
     }
 
     /// Kills every process in it and below, frozen or not.
     pub(crate) fn kill(&self) -> Result<(), CgroupError> {
-        self.write("cgroup.kill", "1")
+        match self.unified() {
+            Some(unified) => match unified.write("cgroup.kill", "1") {
+                Err(error) if error.is_gone() => {}
+                other => other?,
+            },
+            None => self.kill_one_by_one()?,
+        }
+        match self.of("freezer") {
+            // What version 1's freezer holds dies when it is let go.
+            Some(directory) if self.version == Version::V1 => {
+                match v1::freezer::freeze(directory, false) {
+                    Err(error) if error.is_gone() => Ok(()),
+                    other => other,
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Kills frozen processes, which make no new ones meanwhile.
+    fn kill_one_by_one(&self) -> Result<(), CgroupError> {
+        if let Some(directory) = self.of("freezer") {
+            // Those that cannot be frozen now are killed all the same.
+            let _ = v1::freezer::freeze(directory, true);
+        }
+        for pid in self.pids()? {
+            // It may have ended meanwhile.
+            let _ = Pid::from_raw(pid as i32)
+                .ok_or(rustix::io::Errno::SRCH)
+                .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+                .and_then(|process| pidfd_send_signal(process, Signal::KILL));
+        }
+        Ok(())
     }
 
     /// Waits until no process is in it or below. False when it took too long.
     pub(crate) fn wait_empty(&self) -> Result<bool, CgroupError> {
-        self.wait_for_event("populated", 0, LEAVING)
+        match self.unified() {
+            // systemd removes the directory itself, with the last process.
+            Some(unified) => match unified.wait_for_event("populated", 0, LEAVING) {
+                Err(error) if error.is_gone() => Ok(true),
+                other => other,
+            },
+            None => v1::wait_empty(self.members(), LEAVING),
+        }
+    }
+
+    /// Freezes or thaws all processes, and returns when they are.
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        match self.of("freezer") {
+            Some(directory) if self.version == Version::V1 => {
+                v1::freezer::freeze(directory, frozen)
+            }
+            _ => v2::freezer::freeze(self.unified_or_first(), frozen),
+        }
+    }
+
+    /// Whether its processes are meant to be frozen.
+    pub(crate) fn is_frozen(&self) -> bool {
+        match self.of("freezer") {
+            Some(directory) if self.version == Version::V1 => v1::freezer::is_frozen(directory),
+            _ => v2::freezer::is_frozen(self.unified_or_first()),
+        }
+    }
+
+    fn unified_or_first(&self) -> &Directory {
+        self.unified().unwrap_or(&self.directories[0])
+    }
+
+    /// What its processes use and have used.
+    pub(crate) fn stats(&self) -> Result<CgroupStats, CgroupError> {
+        match self.version {
+            Version::V1 => v1::stats::stats(|controller| self.of(controller)),
+            Version::V2 => v2::stats::stats(&self.directories[0]),
+        }
+    }
+
+    /// How often a limit of memory was met; `None` without the controller.
+    pub(crate) fn memory_events(&self) -> Result<Option<BTreeMap<String, u64>>, CgroupError> {
+        match self.version {
+            Version::V1 => self.of("memory").map(v1::stats::memory_events).transpose(),
+            Version::V2 => v2::stats::memory_events(&self.directories[0]),
+        }
     }
 
     /// Removes it with the cgroups below it, which must have no process (see `wait_empty`).
     pub(crate) fn remove(&self) -> Result<(), CgroupError> {
-        remove_tree(&self.path)
+        #[cfg(feature = "systemd")]
+        if let Some(scope) = &self.scope {
+            scope.stop()?;
+        }
+        self.directories.iter().try_for_each(Directory::remove)
     }
 
     /// Removes what `create` has made, as far as it is not in use: for a failed create.
     pub(crate) fn undo(&self) {
-        remove_all(&self.made);
-    }
-
-    /// Waits until `key` in cgroup.events is `value`. False when it took too long.
-    fn wait_for_event(
-        &self,
-        key: &str,
-        value: u64,
-        patience: Duration,
-    ) -> Result<bool, CgroupError> {
-        let deadline = Instant::now() + patience;
-        let file = self.open_file("cgroup.events", OFlags::RDONLY, "read")?;
-        loop {
-            // Reading from the start arms the notification for the next change.
-            let mut text = [0u8; 256];
-            let length = rustix::io::pread(&file, &mut text, 0)
-                .map_err(|error| self.error("read", "cgroup.events", error.into()))?;
-            let text = String::from_utf8_lossy(&text[..length]);
-            let now = text
-                .lines()
-                .find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
-            if now == Some(value) {
-                return Ok(true);
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
-            }
-            let timeout = Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: left.subsec_nanos().into(),
-            };
-            match poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(self.error("poll", "cgroup.events", error.into())),
-            }
-        }
-    }
-
-    fn open_file(&self, name: &str, flags: OFlags, action: &str) -> Result<OwnedFd, CgroupError> {
-        openat(&self.dir, name, flags | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| self.error(action, name, error.into()))
-    }
-
-    fn read(&self, name: &str) -> Result<String, CgroupError> {
-        let mut text = String::new();
-        std::fs::File::from(self.open_file(name, OFlags::RDONLY, "read")?)
-            .read_to_string(&mut text)
-            .map_err(|source| self.error("read", name, source))?;
-        Ok(text)
-    }
-
-    fn write(&self, name: &str, value: &str) -> Result<(), CgroupError> {
-        let action = format!("write {value:?} to");
-        std::fs::File::from(self.open_file(name, OFlags::WRONLY, &action)?)
-            .write_all(value.as_bytes())
-            .map_err(|source| self.error(&action, name, source))
-    }
-
-    fn error(&self, action: &str, name: &str, source: Error) -> CgroupError {
-        let path = match name {
-            "" => self.path.clone(),
-            name => self.path.join(name),
-        };
-        file_error(action, path, source)
-    }
-}
-
-fn file_error(action: &str, path: PathBuf, source: Error) -> CgroupError {
-    CgroupError::File {
-        action: action.to_owned(),
-        path,
-        source,
-    }
-}
-
-fn open_directory(path: &Path) -> Result<OwnedFd, CgroupError> {
-    openat(
-        CWD,
-        path,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|error| file_error("open", path.to_owned(), error.into()))
-}
-
-fn is_gone(error: &CgroupError) -> bool {
-    matches!(error, CgroupError::File { source, .. }
-        if source.kind() == ErrorKind::NotFound || source.raw_os_error() == Some(libc::ENODEV))
-}
-
-fn parse_pids(text: &str) -> Vec<u32> {
-    text.lines().filter_map(|line| line.parse().ok()).collect()
-}
-
-/// The cgroups right below one.
-fn children(path: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(path)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-        .map(|entry| entry.path())
-        .collect()
-}
-
-fn remove_tree(path: &Path) -> Result<(), CgroupError> {
-    match std::fs::remove_dir(path) {
-        Ok(()) => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::ResourceBusy => {}
-        Err(source) => return Err(file_error("remove", path.to_owned(), source)),
-    }
-    for child in children(path) {
-        remove_tree(&child)?;
-    }
-    match std::fs::remove_dir(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(file_error("remove", path.to_owned(), error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn remove_all(made: &[PathBuf]) {
-    for path in made.iter().rev() {
-        // Fails for one that someone else uses by now, which is then theirs.
-        let _ = std::fs::remove_dir(path);
-    }
-}
-
-/// Hands all controllers that a cgroup has down to its children. What cannot be handed down (a
-/// cgroup with processes of its own, a controller in use by version 1) shows when a limit needs it.
-fn enable_controllers(path: &Path) {
-    let list = |file: &str| std::fs::read_to_string(path.join(file)).unwrap_or_default();
-    let enabled = list("cgroup.subtree_control");
-    let missing: Vec<String> = list("cgroup.controllers")
-        .split_whitespace()
-        .filter(|name| !enabled.split_whitespace().any(|other| other == *name))
-        .map(|name| format!("+{name}"))
-        .collect();
-    if missing.is_empty() {
-        return;
-    }
-    let control = path.join("cgroup.subtree_control");
-    // One refused controller refuses the whole line, so then they go one by one.
-    if std::fs::write(&control, missing.join(" ")).is_err() {
-        for name in missing {
-            let _ = std::fs::write(&control, name);
-        }
+        self.directories.iter().for_each(Directory::undo);
     }
 }

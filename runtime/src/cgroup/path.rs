@@ -1,37 +1,8 @@
-//! Where the cgroup file system is, and where in it a container goes.
+//! Where in the cgroup file system a container goes.
 
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::statfs;
-
-use super::CgroupError;
-
-const CGROUP2_MAGIC: u64 = 0x6367_7270;
-
-/// Where cgroup2 is mounted: `/sys/fs/cgroup` where that is one, else the first in the table of
-/// mounts (on hosts that still have version 1 it is often `/sys/fs/cgroup/unified`).
-pub(crate) fn mount_point() -> Result<PathBuf, CgroupError> {
-    let usual = Path::new("/sys/fs/cgroup");
-    if statfs(usual).is_ok_and(|fs| fs.f_type as u64 == CGROUP2_MAGIC) {
-        return Ok(usual.to_owned());
-    }
-    std::fs::read_to_string("/proc/self/mountinfo")
-        .ok()
-        .and_then(|table| first_cgroup2(&table))
-        .ok_or(CgroupError::NotMounted)
-}
-
-/// The mount point of the first cgroup2 in a `mountinfo` table whose root is that of the hierarchy.
-fn first_cgroup2(table: &str) -> Option<PathBuf> {
-    table.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut fields = left.split(' ').skip(3);
-        let (root, point) = (fields.next()?, fields.next()?);
-        (right.split(' ').next() == Some("cgroup2") && root == "/").then(|| PathBuf::from(point))
-    })
-}
-
-/// The cgroup of a container relative to the mount: `linux.cgroupsPath`, by default the id. A path
+/// The cgroup of a container relative to the root of a hierarchy: `linux.cgroupsPath`, by default the id. A path
 /// of the form `slice:prefix:name`, which asks for systemd's names, becomes the directories that
 /// systemd would use.
 pub(crate) fn container_path(path: Option<&Path>, id: &str) -> Result<PathBuf, String> {
@@ -97,18 +68,6 @@ fn systemd_path(slice: &str, prefix: &str, name: &str) -> Result<PathBuf, String
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_mount_is_found_among_others() {
-        let table = "\
-            24 1 0:22 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
-            25 1 0:23 /part /mnt rw - cgroup2 cgroup2 rw\n\
-            26 1 0:23 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(
-            first_cgroup2(table),
-            Some(PathBuf::from("/sys/fs/cgroup/unified"))
-        );
-    }
 
     #[test]
     fn the_id_is_the_default() {

@@ -1,8 +1,6 @@
-//! What a container uses, read from the files of its cgroup.
+//! What a container uses, whichever version counts it.
 
 use std::collections::BTreeMap;
-
-use super::{Cgroup, CgroupError, is_gone};
 
 /// A container's use of resources, as the kernel counts it now. A part whose controller is not
 /// enabled is `None`.
@@ -48,9 +46,10 @@ pub struct MemoryStats {
     pub swap_usage: u64,
     /// The limit of swap; `None` is no limit.
     pub swap_limit: Option<u64>,
-    /// Every line of `memory.stat`.
+    /// Every line of `memory.stat`; the two versions have different ones.
     pub stat: BTreeMap<String, u64>,
-    /// Every line of `memory.events`: how often a limit was met (`max`, `oom`, `oom_kill`, ...).
+    /// How often a limit was met: every line of `memory.events` (`max`, `oom`, `oom_kill`, ...); of
+    /// version 1 those that it counts, `max` and `oom_kill`.
     pub events: BTreeMap<String, u64>,
 }
 
@@ -84,75 +83,8 @@ pub struct IoStats {
     pub discard_operations: u64,
 }
 
-impl Cgroup {
-    /// What its processes use and have used.
-    pub(crate) fn stats(&self) -> Result<CgroupStats, CgroupError> {
-        Ok(CgroupStats {
-            cpu: self
-                .optional("cpu.stat")?
-                .as_deref()
-                .map(cpu)
-                .unwrap_or_default(),
-            memory: self.memory_stats()?,
-            pids: self.pids_stats()?,
-            io: self.optional("io.stat")?.as_deref().map(devices),
-        })
-    }
-
-    /// How often a limit of memory was met (`memory.events`); `None` without the controller.
-    pub(crate) fn memory_events(&self) -> Result<Option<BTreeMap<String, u64>>, CgroupError> {
-        Ok(self.optional("memory.events")?.as_deref().map(pairs))
-    }
-
-    fn memory_stats(&self) -> Result<Option<MemoryStats>, CgroupError> {
-        let Some(usage) = self.optional("memory.current")? else {
-            return Ok(None);
-        };
-        let value = |file| Ok::<_, CgroupError>(self.optional(file)?.as_deref().and_then(count));
-        Ok(Some(MemoryStats {
-            usage: count(&usage).unwrap_or(0),
-            peak: value("memory.peak")?,
-            limit: value("memory.max")?,
-            swap_usage: value("memory.swap.current")?.unwrap_or(0),
-            swap_limit: value("memory.swap.max")?,
-            stat: self
-                .optional("memory.stat")?
-                .as_deref()
-                .map(pairs)
-                .unwrap_or_default(),
-            events: self.memory_events()?.unwrap_or_default(),
-        }))
-    }
-
-    fn pids_stats(&self) -> Result<Option<PidsStats>, CgroupError> {
-        let Some(current) = self.optional("pids.current")? else {
-            return Ok(None);
-        };
-        Ok(Some(PidsStats {
-            current: count(&current).unwrap_or(0),
-            limit: self.optional("pids.max")?.as_deref().and_then(count),
-        }))
-    }
-
-    /// A file that is there only when its controller is enabled.
-    fn optional(&self, file: &str) -> Result<Option<String>, CgroupError> {
-        match self.read(file) {
-            Ok(text) => Ok(Some(text)),
-            // Without the file the whole cgroup may be gone, which the caller must learn.
-            Err(error) if is_gone(&error) => self.read("cgroup.procs").map(|_| None),
-            // The kernel's answer when the controller does not support the operation.
-            Err(CgroupError::File { source, .. })
-                if source.raw_os_error() == Some(libc::EOPNOTSUPP) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
 /// A single value; `None` for "max".
-fn count(text: &str) -> Option<u64> {
+pub(super) fn count(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
@@ -166,63 +98,9 @@ pub(super) fn pairs(text: &str) -> BTreeMap<String, u64> {
         .collect()
 }
 
-fn cpu(text: &str) -> CpuStats {
-    let pairs = pairs(text);
-    let value = |name| pairs.get(name).copied().unwrap_or(0);
-    CpuStats {
-        usage_usec: value("usage_usec"),
-        user_usec: value("user_usec"),
-        system_usec: value("system_usec"),
-        nr_periods: value("nr_periods"),
-        nr_throttled: value("nr_throttled"),
-        throttled_usec: value("throttled_usec"),
-    }
-}
-
-/// Lines of a device and its counters: `8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6`.
-fn devices(text: &str) -> Vec<IoStats> {
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split_whitespace();
-            let (major, minor) = words.next()?.split_once(':')?;
-            let mut stats = IoStats {
-                major: major.parse().ok()?,
-                minor: minor.parse().ok()?,
-                ..IoStats::default()
-            };
-            for (name, value) in words.filter_map(|word| word.split_once('=')) {
-                let field = match name {
-                    "rbytes" => &mut stats.read_bytes,
-                    "wbytes" => &mut stats.write_bytes,
-                    "rios" => &mut stats.read_operations,
-                    "wios" => &mut stats.write_operations,
-                    "dbytes" => &mut stats.discard_bytes,
-                    "dios" => &mut stats.discard_operations,
-                    _ => continue,
-                };
-                *field = value.parse().unwrap_or(0);
-            }
-            Some(stats)
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn io_lines_are_read_by_name() {
-        let stats = devices("253:16 rbytes=10 wbytes=20 rios=1 wios=2 cost.usage=7\n8:0\n");
-        assert_eq!(stats.len(), 2);
-        assert_eq!((stats[0].major, stats[0].minor), (253, 16));
-        assert_eq!((stats[0].read_bytes, stats[0].write_bytes), (10, 20));
-        assert_eq!(
-            (stats[0].read_operations, stats[0].write_operations),
-            (1, 2)
-        );
-        assert_eq!(stats[1].read_bytes, 0);
-    }
 
     #[test]
     fn no_limit_is_none() {

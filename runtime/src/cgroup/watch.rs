@@ -1,11 +1,10 @@
 //! Learning that a container has run out of memory.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::OFlags;
-
 use super::stats::pairs;
-use super::{Cgroup, CgroupError};
+use super::{Cgroup, CgroupError, Version};
 
 /// A view of a cgroup's `memory.events`. Its descriptor has `POLLPRI` when something was counted
 /// since [`MemoryWatch::kills`] was last asked.
@@ -30,9 +29,20 @@ impl AsFd for MemoryWatch {
 }
 
 impl Cgroup {
-    /// Watches for kills for want of memory, here and below.
-    pub(crate) fn watch_memory(&self) -> Result<MemoryWatch, CgroupError> {
-        let file = self.open_file("memory.events", OFlags::RDONLY, "read")?;
-        Ok(MemoryWatch(file))
+    /// Watches for kills for want of memory, here and below. `None` where the kernel has no such
+    /// count to watch, which is so with version 1.
+    pub(crate) fn watch_memory(&self) -> Result<Option<MemoryWatch>, CgroupError> {
+        match self.version {
+            Version::V1 => Ok(None),
+            Version::V2 => {
+                let path = self.directories[0].path().join("memory.events");
+                let file = File::open(&path).map_err(|source| CgroupError::File {
+                    action: "read".to_owned(),
+                    path,
+                    source,
+                })?;
+                Ok(Some(MemoryWatch(file.into())))
+            }
+        }
     }
 }

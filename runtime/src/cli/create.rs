@@ -68,7 +68,7 @@ impl NewContainer {
             spec,
             state_dir: global.state_dir(),
             io: streams.io()?,
-            cgroup: global.cgroup_driver()?,
+            cgroup: global.cgroup_driver(),
             launch: LaunchOptions {
                 preserve_fds: streams.preserve_fds(),
                 no_pivot: self.no_pivot,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use runtime::{CgroupStats, Container, Status};
+use runtime::{CgroupStats, Container, MemoryWatch, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
@@ -43,10 +43,14 @@ impl Events {
 /// Prints until the container has ended.
 fn follow(container: &Container, interval: Duration) -> Result<()> {
     let watch = container.watch_memory()?;
+    if watch.is_none() {
+        tracing::warn!("a lack of memory is not seen with cgroups of version 1");
+    }
     let Some(first) = container.process() else {
         return Ok(());
     };
-    let mut kills = watch.kills();
+    let count = || watch.as_ref().map_or(0, MemoryWatch::kills);
+    let mut kills = count();
     let mut next = Instant::now() + interval;
     loop {
         let left = next.saturating_duration_since(Instant::now());
@@ -54,17 +58,15 @@ fn follow(container: &Container, interval: Duration) -> Result<()> {
             tv_sec: left.as_secs() as i64,
             tv_nsec: left.subsec_nanos().into(),
         };
-        let mut fds = [
-            PollFd::from_borrowed_fd(first, PollFlags::IN),
-            PollFd::new(&watch, PollFlags::PRI),
-        ];
+        let mut fds = vec![PollFd::from_borrowed_fd(first, PollFlags::IN)];
+        fds.extend(watch.iter().map(|watch| PollFd::new(watch, PollFlags::PRI)));
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for events"),
         }
         let ended = !fds[0].revents().is_empty();
         // The count tells, for other limits are noted in the same file.
-        let now = watch.kills();
+        let now = count();
         for _ in kills..now {
             print(container, "oom", None)?;
         }

@@ -27,10 +27,10 @@ impl Features {
                 ],
                 "capabilities": runtime::capability_names(),
                 "cgroup": {
-                    "v1": false,
+                    "v1": true,
                     "v2": true,
-                    "systemd": false,
-                    "systemdUser": false,
+                    "systemd": true,
+                    "systemdUser": true,
                     "rdma": true,
                 },
                 "seccomp": {

@@ -195,8 +195,11 @@ impl Global {
     }
 
     /// Who makes cgroups.
-    fn cgroup_driver(&self) -> Result<CgroupDriver> {
-        anyhow::ensure!(!self.systemd_cgroup, "--systemd-cgroup is not there yet");
-        Ok(CgroupDriver::Cgroupfs)
+    fn cgroup_driver(&self) -> CgroupDriver {
+        match (self.systemd_cgroup, rustix::process::geteuid().is_root()) {
+            (false, _) => CgroupDriver::Cgroupfs,
+            (true, true) => CgroupDriver::Systemd,
+            (true, false) => CgroupDriver::SystemdUser,
+        }
     }
 }

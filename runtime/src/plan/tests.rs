@@ -126,7 +126,7 @@ fn the_wrong_field_is_named() {
         );
     }
     assert_eq!(
-        wrong(|spec| spec["linux"]["resources"] = json!({"memory": {"swap": 5}})),
+        wrong(|spec| spec["linux"]["resources"] = json!({"memory": {"limit": 10, "swap": 5}})),
         "linux.resources.memory.swap"
     );
     assert_eq!(

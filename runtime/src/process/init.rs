@@ -32,6 +32,8 @@ pub(super) struct Inherited<'a> {
     pub options: LaunchOptions,
     /// The state for hooks; the process fills in its own id.
     pub state: State,
+    /// Whether the caller will put the process into its cgroup: it was not born there.
+    pub placed_later: bool,
     /// Whether a helper has joined the namespaces that are to be joined.
     pub joined_already: bool,
 }
@@ -67,6 +69,9 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     sys::reset_signals();
     // The memory is a copy of the caller's: no process of the container may look into it.
     sys::set_dumpable(false).stage(|| "close the memory to the container")?;
+    if inherited.placed_later {
+        expect_placed(channel)?;
+    }
     let proc = open_proc().stage(|| "open /proc")?;
 
     if !inherited.joined_already {
@@ -180,6 +185,13 @@ fn state(inherited: &Inherited<'_>) -> State {
     let mut state = inherited.state.clone();
     state.set_pid(Some(std::process::id() as i32));
     state
+}
+
+/// Waits until the caller has put the process into its cgroup.
+pub(super) fn expect_placed(channel: &Channel) -> Step<()> {
+    expect(channel, "the place in the cgroup", |message| {
+        matches!(message, Message::Placed)
+    })
 }
 
 fn expect(channel: &Channel, what: &str, is_it: impl Fn(&Message) -> bool) -> Step<()> {

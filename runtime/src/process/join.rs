@@ -7,7 +7,7 @@ use rustix::process::setsid;
 
 use super::Io;
 use super::finish;
-use super::init::{hand_over, report};
+use super::init::{expect_placed, hand_over, report};
 use super::message::{Channel, Stage, Step};
 use crate::container::ExecOptions;
 use crate::namespaces::open_proc;
@@ -16,7 +16,8 @@ use crate::seccomp::Filter;
 use crate::sys;
 use crate::tty::Terminal;
 
-/// What the process inherits. It has been born into the container's pid namespace and cgroup.
+/// What the process inherits. It has been born into the container's pid namespace, and mostly into
+/// its cgroup.
 pub(super) struct Inherited<'a> {
     pub process: &'a ProcessPlan,
     pub filter: Option<Filter>,
@@ -26,6 +27,8 @@ pub(super) struct Inherited<'a> {
     pub namespaces: u64,
     /// Whether the container has a user namespace to join.
     pub user: bool,
+    /// Whether the caller will put the process into its cgroup: it was not born there.
+    pub placed_later: bool,
     pub channel: Channel,
     pub options: &'a ExecOptions,
 }
@@ -42,6 +45,9 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     sys::reset_signals();
     // The memory is a copy of the caller's: no process of the container may look into it.
     sys::set_dumpable(false).stage(|| "close the memory to the container")?;
+    if inherited.placed_later {
+        expect_placed(&inherited.channel)?;
+    }
     let proc = open_proc().stage(|| "open /proc")?;
     setsid().stage(|| "make a session")?;
     let options = inherited.options;

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use oci_spec::runtime::State;
 use rustix::process::{
@@ -12,11 +11,11 @@ use rustix::process::{
 use super::finish::{limit_stage, set_priorities};
 use super::message::{Channel, Failure, Message, Stage, Step};
 use super::{Io, Launched, init, join, reap};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::container::{ExecOptions, LaunchOptions};
 use crate::error::{CreateError, ExecError};
 use crate::hooks;
-use crate::mounts::Sources;
+use crate::mounts::{Shown, Sources};
 use crate::namespaces::{ChildrenIn, Joined, birth_flags, open_proc, write_mappings};
 use crate::network::Devices;
 use crate::plan::{NamespaceKind, Plan, ProcessPlan};
@@ -103,8 +102,8 @@ fn gone() -> io::Error {
 /// its start on `listener`.
 pub(crate) fn create(
     plan: &Plan,
-    cgroup: &Cgroup,
-    cgroup_mount: &Path,
+    cgroup: &mut Cgroup,
+    shown: Shown,
     listener: OwnedFd,
     io: Io,
     options: LaunchOptions,
@@ -112,7 +111,7 @@ pub(crate) fn create(
 ) -> Result<Launched, CreateError> {
     let system = |what| move |source| CreateError::System { what, source };
     let joined = Joined::open(&plan.namespaces)?;
-    let sources = Sources::open(plan, cgroup_mount)?;
+    let sources = Sources::open(plan, shown)?;
     let (channel, theirs) = Channel::pair().map_err(system("make a socket"))?;
     // Rights over namespaces of the host end where a user namespace begins: then a helper joins
     // what is to be joined, and the real process is born from it.
@@ -126,11 +125,12 @@ pub(crate) fn create(
         io: &io,
         options,
         state: state.clone(),
+        placed_later: cgroup.birthplace().is_none(),
         joined_already: with_helper,
     };
     let how = NewProcess {
         namespaces: birth_flags(&plan.namespaces),
-        cgroup: Some(cgroup.as_fd()),
+        cgroup: cgroup.birthplace(),
         sibling: false,
     };
     let mut child = if with_helper {
@@ -158,6 +158,8 @@ pub(crate) fn create(
     if with_helper {
         child = real_process(&channel, child)?;
     }
+    put_in(cgroup, &child, &channel)?;
+    cgroup.inhabited();
     if plan.namespaces.makes(NamespaceKind::User) {
         write_mappings(child.pid, &plan.namespaces)
             .stage(|| "map the ids of the user namespace")?;
@@ -183,6 +185,16 @@ pub(crate) fn create(
         .release(terminal)
         .ok_or_else(gone)
         .map_err(system("keep the container's process"))
+}
+
+/// Puts a process into its cgroup where it was not born there, and tells it.
+fn put_in(cgroup: &Cgroup, child: &Child, channel: &Channel) -> Result<(), CgroupError> {
+    if cgroup.birthplace().is_none() {
+        cgroup.add(child.pid)?;
+        // Whether it has ended already is told by what comes from it, or does not.
+        let _ = channel.send(&Message::Placed, None);
+    }
+    Ok(())
 }
 
 /// The helper's life: joins, makes the real process as a child of the caller, tells and ends.
@@ -400,11 +412,12 @@ pub(crate) fn exec(
             first: place.first,
             namespaces: place.namespaces,
             user: place.user,
+            placed_later: cgroup.birthplace().is_none(),
             channel: theirs,
             options: &options,
         };
         let how = NewProcess {
-            cgroup: Some(cgroup.as_fd()),
+            cgroup: cgroup.birthplace(),
             ..NewProcess::default()
         };
         let _inside = place
@@ -417,7 +430,9 @@ pub(crate) fn exec(
             join::run(inherited)
         })
         .map_err(system("make a process in the container (clone3)"))?;
-        Ok((channel, Child::new(child)))
+        let child = Child::new(child);
+        put_in(cgroup, &child, &channel)?;
+        Ok((channel, child))
     };
     let made = match attempt(place.cgroup) {
         // A container that manages cgroups itself has moved its processes further down, and a

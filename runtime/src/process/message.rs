@@ -4,6 +4,7 @@
 //! | from the process | from the caller |
 //! | --- | --- |
 //! | `Forked`: the real process, made by a helper | |
+//! | | `Placed`: it is in its cgroup, go on (where it is not born there) |
 //! | | `Mapped`: its ids are mapped, go on |
 //! | `MountsReady`: hooks may run | `HooksDone` |
 //! | `Terminal` with the master's descriptor | |
@@ -32,6 +33,8 @@ pub(crate) enum Message {
         /// Its id as the helper sees it, which is as the caller does.
         pid: u32,
     },
+    /// The process is in its cgroup.
+    Placed,
     /// The ids of the process's new user namespace are mapped.
     Mapped,
     /// The mounts of the container are made, its root is not yet entered.

@@ -1,6 +1,6 @@
 //! Bundles, and the program that drives the engine with them.
 //!
-//! The tests make containers and so need root, a cgroup2 mount and a static busybox (the package
+//! The tests make containers and so need root, cgroups and a static busybox (the package
 //! `busybox-static`, or the file named by `RUNTIME_TEST_BUSYBOX`). The driver is the example
 //! `engine`, which cargo builds with the tests; `RUNTIME_TEST_ENGINE` names another copy, for a
 //! machine without cargo.
@@ -20,6 +20,10 @@ pub struct Bundle {
     pub id: String,
     pub spec: Value,
     pub terminal: Option<&'static str>,
+    /// Who makes the cgroup; the engine itself by default.
+    pub driver: Option<&'static str>,
+    /// A process in whose namespaces the engine runs.
+    pub host: Option<u32>,
 }
 
 impl Bundle {
@@ -53,6 +57,8 @@ impl Bundle {
             id,
             spec,
             terminal: None,
+            driver: None,
+            host: None,
         }
     }
 
@@ -86,9 +92,18 @@ impl Bundle {
             "state_dir": self.dir.join("state"),
             "spec": self.spec,
             "terminal": self.terminal,
+            "driver": self.driver,
             "steps": steps,
         });
-        let mut engine = Command::new(engine())
+        let mut engine = match self.host {
+            None => Command::new(engine()),
+            Some(host) => {
+                let mut command = inside(host);
+                command.arg(engine());
+                command
+            }
+        };
+        let mut engine = engine
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -134,9 +149,7 @@ impl Bundle {
         };
         assert_eq!(outcomes[1], false, "a process is left behind");
         assert!(!self.dir.join("state").join(&self.id).exists());
-        if let Some(root) = cgroup_root() {
-            assert!(!root.join("joey-test").join(&self.id).exists());
-        }
+        assert_eq!(cgroups_of(&self.id), Vec::<PathBuf>::new());
         (text("error"), text("kind"))
     }
 }
@@ -146,12 +159,19 @@ impl Drop for Bundle {
         // The directory of a failed test is of use only to whoever looks at it.
         if !std::thread::panicking() {
             let _ = std::fs::remove_dir_all(&self.dir);
-            if let Some(root) = cgroup_root() {
+            for (root, _) in hierarchies() {
                 // Goes with the last container in it.
                 let _ = std::fs::remove_dir(root.join("joey-test"));
             }
         }
     }
+}
+
+/// A command to be completed that runs in the namespaces of a process.
+pub fn inside(host: u32) -> Command {
+    let mut command = Command::new("nsenter");
+    command.args(["-t", &host.to_string(), "-m", "-p", "-u", "-i", "-C"]);
+    command
 }
 
 /// The lines of a text as `name: value` or `name value` pairs, found by name.
@@ -166,26 +186,55 @@ pub fn field<'a>(text: &'a str, name: &str) -> &'a str {
         .unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
-/// Where cgroup2 is mounted.
-pub fn cgroup_root() -> Option<PathBuf> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    table.lines().find_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        right
-            .starts_with("cgroup2 ")
-            .then(|| PathBuf::from(left.split(' ').nth(4).unwrap()))
-    })
+/// Where the cgroup hierarchies are mounted, each with the options of the mount.
+pub fn hierarchies() -> Vec<(PathBuf, String)> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table
+        .lines()
+        .filter_map(|line| {
+            let (left, right) = line.split_once(" - ")?;
+            let mut fields = right.split(' ');
+            fields.next()?.starts_with("cgroup").then_some(())?;
+            let point = PathBuf::from(left.split(' ').nth(4)?);
+            Some((point, fields.nth(1)?.to_owned()))
+        })
+        .collect()
 }
 
-/// Whether a controller of cgroup2 is there; says so when it is not, and the test ends there.
+/// The version of cgroups that has the controllers.
+pub fn cgroup_version() -> u32 {
+    let separate = hierarchies().iter().any(|(_, options)| {
+        let mut options = options.split(',');
+        options.any(|option| ["memory", "cpu", "pids", "devices"].contains(&option))
+    });
+    if separate { 1 } else { 2 }
+}
+
+/// What there is of a container's cgroup, in all hierarchies.
+pub fn cgroups_of(id: &str) -> Vec<PathBuf> {
+    hierarchies()
+        .into_iter()
+        .map(|(root, _)| root.join("joey-test").join(id))
+        .filter(|path| path.exists())
+        .collect()
+}
+
+/// Whether a controller is there; says so when it is not, and the test ends there.
 pub fn has_controller(name: &str) -> bool {
-    let there = cgroup_root()
-        .and_then(|root| std::fs::read_to_string(root.join("cgroup.controllers")).ok())
-        .is_some_and(|list| list.split_whitespace().any(|other| other == name));
+    let there = hierarchies().iter().any(|(root, options)| {
+        let list = std::fs::read_to_string(root.join("cgroup.controllers"));
+        options.split(',').any(|option| option == name)
+            || list.is_ok_and(|list| list.split_whitespace().any(|other| other == name))
+    });
     if !there {
-        eprintln!("not tested here: this machine has no cgroup2 controller {name}");
+        eprintln!("not tested here: this machine has no controller {name}");
     }
     there
+}
+
+/// A file's name in the container, by the version of cgroups.
+pub fn by_version(first: &'static str, second: &'static str) -> &'static str {
+    if cgroup_version() == 1 { first } else { second }
 }
 
 fn engine() -> PathBuf {

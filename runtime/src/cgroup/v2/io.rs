@@ -30,12 +30,8 @@ pub(super) fn settings(block: &LinuxBlockIo) -> Vec<Setting> {
                 0 => "max".to_owned(),
                 rate => rate.to_string(),
             };
-            settings.push(Setting::new(
-                field,
-                "io",
-                "io.max",
-                format!("{}:{} {key}={rate}", device.major(), device.minor()),
-            ));
+            let line = format!("{}:{} {key}={rate}", device.major(), device.minor());
+            settings.push(Setting::new(field, "io", "io.max", line));
         }
     };
     throttle(
@@ -74,6 +70,7 @@ fn weight_setting(field: &str, weight: u16, line: impl Fn(u64) -> String) -> Set
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroup::setting::tests::lines;
     use oci_spec::runtime::{LinuxBlockIoBuilder, LinuxThrottleDeviceBuilder};
 
     #[test]
@@ -89,8 +86,7 @@ mod tests {
             .build()
             .unwrap();
         let settings = settings(&block);
-        assert_eq!(settings[0].file, "io.max");
-        assert_eq!(settings[0].value, "8:16 wbps=1000");
+        assert_eq!(lines(&settings), [("io.max", "8:16 wbps=1000")]);
     }
 
     #[test]
@@ -100,7 +96,7 @@ mod tests {
             .build()
             .unwrap();
         let settings = settings(&block);
-        assert_eq!(settings[0].value, "default 1000");
+        assert_eq!(lines(&settings), [("io.bfq.weight", "default 1000")]);
         assert_eq!(
             settings[0].otherwise,
             Some(("io.weight".to_owned(), "default 10000".to_owned()))
