@@ -188,16 +188,7 @@ impl Cgroup {
         let placeholder = scope.start(hierarchies.version, properties)?;
         let made = placeholder
             .cgroup(hierarchies.version)
-            .and_then(|path| Self::make(hierarchies, &path))
-            .and_then(|cgroup| {
-                if cgroup.version == Version::V1 {
-                    // systemd removes directories without processes that it does not need itself.
-                    cgroup
-                        .add(placeholder.pid())
-                        .inspect_err(|_| cgroup.undo())?;
-                }
-                Ok(cgroup)
-            });
+            .and_then(|path| Self::make_with(hierarchies, &path, placeholder.pid()));
         match made {
             Ok(cgroup) => Ok(Self {
                 scope: Some(scope),
@@ -208,6 +199,29 @@ impl Cgroup {
                 drop(placeholder);
                 let _ = scope.stop();
                 Err(error)
+            }
+        }
+    }
+
+    /// Makes what systemd has not made of its scope's cgroup, and puts the scope's first process
+    /// into all of it.
+    #[cfg(feature = "systemd")]
+    fn make_with(hierarchies: &Hierarchies, path: &Path, pid: u32) -> Result<Self, CgroupError> {
+        let mut tries = 10;
+        loop {
+            let cgroup = Self::make(hierarchies, path)?;
+            if cgroup.version == Version::V2 {
+                return Ok(cgroup);
+            }
+            match cgroup.add(pid) {
+                Ok(()) => return Ok(cgroup),
+                // After the start systemd goes through version 1's hierarchies that it does not
+                // need, and removes directories without processes.
+                Err(error) if error.is_gone() && tries > 0 => tries -= 1,
+                Err(error) => {
+                    cgroup.undo();
+                    return Err(error);
+                }
             }
         }
     }
