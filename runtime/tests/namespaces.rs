@@ -206,11 +206,11 @@ fn a_user_namespace_is_made() {
 
 #[test]
 fn a_user_namespace_takes_no_priority_away() {
-    let mut bundle = Bundle::new("cut -d' ' -f40,41 /proc/self/stat; cat /proc/self/oom_score_adj");
+    let mut bundle = Bundle::new("cut -d' ' -f19,41 /proc/self/stat; cat /proc/self/oom_score_adj");
     map_users(&mut bundle);
     bundle.spec["process"]["oomScoreAdj"] = json!(7);
-    bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_FIFO", "priority": 3});
-    assert_eq!(bundle.run(), "3 1\n7\n");
+    bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": -5});
+    assert_eq!(bundle.run(), "-5 3\n7\n");
 }
 
 #[test]

@@ -174,6 +174,10 @@ fn scheduling_as_asked() {
 
 #[test]
 fn real_time_as_asked() {
+    if std::path::Path::new("/sys/fs/cgroup/cpu/cpu.rt_runtime_us").exists() {
+        eprintln!("not tested here: with version 1, real time needs a budget of its parent's");
+        return;
+    }
     // The number of the policy, and the priority, of /proc/<pid>/stat.
     let mut bundle = Bundle::new("cut -d' ' -f40,41 /proc/self/stat");
     for (scheduler, expected) in [

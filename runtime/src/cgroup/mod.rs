@@ -227,6 +227,19 @@ impl Cgroup {
     }
 
     fn make(hierarchies: &Hierarchies, path: &Path) -> Result<Self, CgroupError> {
+        // Whoever owns a cgroup above this one may remove it while it is empty.
+        const ATTEMPTS: usize = 5;
+        let mut result = Self::make_once(hierarchies, path);
+        for _ in 1..ATTEMPTS {
+            match result {
+                Err(error) if error.is_gone() => result = Self::make_once(hierarchies, path),
+                other => return other,
+            }
+        }
+        result
+    }
+
+    fn make_once(hierarchies: &Hierarchies, path: &Path) -> Result<Self, CgroupError> {
         let version = hierarchies.version;
         let mut directories: Vec<Directory> = Vec::new();
         for hierarchy in &hierarchies.list {
