@@ -12,7 +12,7 @@ GUEST_TARGET := x86_64-unknown-linux-gnu
 export JOEY_PARTS := $(CURDIR)/target/joey
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 
-.PHONY: demo test matrix bench critest faults soak fuzz shell install clean build deps check
+.PHONY: demo test matrix bench critest differential faults soak fuzz shell install clean build deps check
 
 demo: build
 	$(TESTHOST) demo
@@ -44,6 +44,11 @@ soak: build
 # host is emulated). CRITEST_FOCUS and CRITEST_HANDLERS choose less.
 critest: build
 	$(TESTHOST) critest
+
+# The same OCI specs and commands under runc and under joey's command line.
+# DIFFERENTIAL_CASE chooses those whose names have a text.
+differential: build
+	$(TESTHOST) differential $(if $(DIFFERENTIAL_CASE),--case $(DIFFERENTIAL_CASE))
 
 fuzz: deps
 	scripts/fuzz.sh $(FUZZ_SECONDS)

@@ -9,6 +9,7 @@ pub mod combination;
 #[cfg(feature = "drivers")]
 pub mod cri;
 pub mod critest;
+pub mod differential;
 pub mod install;
 pub mod leaks;
 #[cfg(feature = "drivers")]

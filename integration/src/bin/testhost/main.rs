@@ -4,6 +4,7 @@
 #[cfg(feature = "drivers")]
 mod bench;
 mod critest;
+mod differential;
 #[cfg(feature = "drivers")]
 mod inner;
 mod terminal;
@@ -23,6 +24,8 @@ usage: testhost [OPTION...] shell          a shell in a new test host
        testhost bench [RUNS]               the benches, on the virtual clock (default 31 runs)
        testhost critest                    critest with runc and with joey; CRITEST_FOCUS (a Go
                                            regular expression) and CRITEST_HANDLERS choose less
+       testhost differential [OPTION...]   specs under runc and joey's command line; with options
+                                           (--case TEXT) nothing is written
        testhost faults|soak [OPTION...]    fault injection; many pods (--help lists options)
 options:
   --bare            without joey and without containerd running
@@ -82,6 +85,7 @@ fn run() -> anyhow::Result<i32> {
         #[cfg(feature = "drivers")]
         ("faults" | "soak", options) => inner::run(&verb, options),
         ("critest", []) => critest::run(),
+        ("differential", options) => differential::run(options),
         ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty()),
         ("run", [_, ..]) => stream(boot(&options)?.command(words), std::io::empty()),
         _ => bail!("{USAGE}"),
