@@ -9,7 +9,7 @@ prefix=${DESTDIR:-}/usr/local
 from=$here/../${CARGO_TARGET_DIR:-target}/joey
 
 install -d "$prefix/bin" "$prefix/share/joey"
-install -m 755 "$from"/{containerd-shim-joey-v2,joeyctl,joey-vmm} "$prefix/bin/"
+install -m 755 "$from"/{containerd-shim-joey-v2,joeyctl,joey-vmm,joey} "$prefix/bin/"
 install -m 644 "$from"/{vmlinux,agent.cpio} "$prefix/share/joey/"
 
 cat <<TEXT

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use oci_spec::runtime::{LinuxResources, Process, Spec};
 use runtime::{
-    CgroupDriver, Container, CreateError, CreateOptions, ExecError, Io, Launched, StartError,
-    TerminalSize,
+    CgroupDriver, Container, CreateError, CreateOptions, ExecError, Io, LaunchOptions, Launched,
+    StartError, TerminalSize,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
@@ -153,6 +153,7 @@ impl Driver {
                     state_dir: script.state_dir.clone(),
                     io,
                     cgroup: CgroupDriver::Cgroupfs,
+                    launch: LaunchOptions::default(),
                 });
                 match created {
                     Ok((made, launched)) => {

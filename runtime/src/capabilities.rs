@@ -87,6 +87,13 @@ impl CapabilitySets {
     }
 }
 
+/// The names of all capabilities that a spec can give, as they stand there.
+pub fn capability_names() -> Vec<String> {
+    let mut names: Vec<String> = caps::all().iter().map(Capability::to_string).collect();
+    names.sort();
+    names
+}
+
 fn set(spec: &Option<Capabilities>) -> Result<CapsHashSet, String> {
     spec.iter()
         .flatten()

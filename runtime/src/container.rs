@@ -1,13 +1,13 @@
 //! Containers: making one, finding one again, and everything that can be done with it.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
 use oci_spec::runtime::{ContainerState, LinuxResources, Process, Spec, State};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::cgroup::{self, Cgroup, CgroupDriver, CgroupError, CgroupStats};
+use crate::cgroup::{self, Cgroup, CgroupDriver, CgroupError, CgroupStats, MemoryWatch};
 use crate::error::{CreateError, DeleteError, ExecError, KillError, StartError};
 use crate::hooks;
 use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
@@ -32,6 +32,48 @@ pub struct CreateOptions {
     pub io: Io,
     /// Who makes the cgroup.
     pub cgroup: CgroupDriver,
+    /// What a caller may choose beside the spec.
+    pub launch: LaunchOptions,
+}
+
+/// What a caller may choose for a container's first process beside its spec.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LaunchOptions {
+    /// How many descriptors of the caller the command gets beside its streams: those from 3 on,
+    /// which must be open.
+    pub preserve_fds: u32,
+    /// Whether the root file system is mounted over the old root instead of taking its place: for
+    /// callers whose own root is in an initramfs.
+    pub no_pivot: bool,
+    /// Whether the command stays in the caller's session keyring.
+    pub keep_keyring: bool,
+}
+
+/// How a process is added to a container.
+#[derive(Debug)]
+pub struct ExecOptions {
+    /// How it is connected.
+    pub io: Io,
+    /// As [`LaunchOptions::preserve_fds`].
+    pub preserve_fds: u32,
+    /// As [`LaunchOptions::keep_keyring`].
+    pub keep_keyring: bool,
+    /// A cgroup below the container's own for it.
+    pub sub_cgroup: Option<PathBuf>,
+    /// Whether it is added to a paused container too, where it waits with the others.
+    pub even_paused: bool,
+}
+
+impl From<Io> for ExecOptions {
+    fn from(io: Io) -> Self {
+        Self {
+            io,
+            preserve_fds: 0,
+            keep_keyring: false,
+            sub_cgroup: None,
+            even_paused: false,
+        }
+    }
 }
 
 /// A container. Dropping this leaves the container as it is.
@@ -58,6 +100,7 @@ impl Container {
             state_dir,
             io,
             cgroup: CgroupDriver::Cgroupfs,
+            launch,
         } = options;
         let plan = Plan::new(&spec, &bundle, &id)?;
         if !plan.namespaces.has_user() {
@@ -78,7 +121,7 @@ impl Container {
         };
         // Each of these functions takes back what it has made itself. The error is what the caller
         // must learn; should something resist being taken back, there is nothing better to do.
-        match make(&plan, &dir, &mut saved, io) {
+        match make(&plan, &dir, &mut saved, io, launch) {
             Ok((first, launched)) => {
                 let first = Some(first);
                 Ok((Self { saved, dir, first }, launched))
@@ -96,9 +139,18 @@ impl Container {
     /// [`StateError::NotFound`] when there is none, others when its state cannot be read.
     pub fn load(state_dir: &Path, id: &str) -> Result<Self, StateError> {
         let dir = StateDir::open(state_dir, id)?;
-        let saved = dir.read()?;
+        let saved = dir.read(id)?;
         let first = open_process(saved.pid, saved.born);
         Ok(Self { saved, dir, first })
+    }
+
+    /// Removes what is known of a container whose creation was cut off
+    /// ([`StateError::Unfinished`]).
+    ///
+    /// # Errors
+    /// [`StateError`] when its directory cannot be removed.
+    pub fn forget(state_dir: &Path, id: &str) -> Result<(), StateError> {
+        StateDir::open(state_dir, id)?.remove()
     }
 
     /// Its id.
@@ -109,6 +161,12 @@ impl Container {
     /// The id of its first process, as the creator saw it.
     pub fn pid(&self) -> u32 {
         self.saved.pid
+    }
+
+    /// Its first process: readable when that has ended. `None` when it had before the container was
+    /// loaded.
+    pub fn process(&self) -> Option<BorrowedFd<'_>> {
+        self.first.as_ref().map(OwnedFd::as_fd)
     }
 
     /// Its bundle's directory.
@@ -196,28 +254,41 @@ impl Container {
     ///
     /// # Errors
     /// [`ExecError`]; nothing is left behind then.
-    pub fn exec(&self, process: &Process, io: Io) -> Result<Launched, ExecError> {
-        self.begin_exec(process, io)?.finish()
+    pub fn exec(
+        &self,
+        process: &Process,
+        options: impl Into<ExecOptions>,
+    ) -> Result<Launched, ExecError> {
+        self.begin_exec(process, options)?.finish()
     }
 
     /// As [`Self::exec`], without waiting for the process.
     ///
     /// # Errors
     /// [`ExecError`]; nothing is left behind then.
-    pub fn begin_exec(&self, process: &Process, io: Io) -> Result<Launching, ExecError> {
+    pub fn begin_exec(
+        &self,
+        process: &Process,
+        options: impl Into<ExecOptions>,
+    ) -> Result<Launching, ExecError> {
+        let options = options.into();
         let status = self.status();
-        let Some(first) = self
-            .first
-            .as_ref()
-            .filter(|_| matches!(status, Status::Created | Status::Running))
-        else {
+        let takes = match status {
+            Status::Created | Status::Running => true,
+            Status::Paused => options.even_paused,
+            Status::Stopped => false,
+        };
+        let Some(first) = self.first.as_ref().filter(|_| takes) else {
             return Err(ExecError::NotRunning {
                 id: self.saved.id.clone(),
                 status,
             });
         };
         let (process, filter) = plan::join(process, &self.saved.spec)?;
-        let cgroup = self.cgroup()?;
+        let cgroup = match &options.sub_cgroup {
+            Some(path) => self.sub_cgroup(path)?,
+            None => self.cgroup()?,
+        };
         let mut place = Place {
             first: first.as_fd(),
             namespaces: 0,
@@ -239,7 +310,7 @@ impl Container {
                 kind => place.namespaces |= kind.flag(),
             }
         }
-        process::exec(&process, filter, &place, io, || self.cgroup_of_first())
+        process::exec(&process, filter, &place, options, || self.cgroup_of_first())
     }
 
     /// Sends a signal to the first process.
@@ -336,6 +407,14 @@ impl Container {
         self.cgroup()?.stats()
     }
 
+    /// Watches for processes that are killed because the container is out of memory.
+    ///
+    /// # Errors
+    /// [`CgroupError`] when the cgroup has no limits of memory, or is gone.
+    pub fn watch_memory(&self) -> Result<MemoryWatch, CgroupError> {
+        self.cgroup()?.watch_memory()
+    }
+
     /// The ids of its processes, as the caller sees them.
     ///
     /// # Errors
@@ -377,6 +456,18 @@ impl Container {
         Cgroup::open(&self.saved.cgroup)
     }
 
+    /// A cgroup below the container's own, by its path there.
+    fn sub_cgroup(&self, path: &Path) -> Result<Cgroup, CgroupError> {
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        if !inside
+            .components()
+            .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        {
+            return Err(CgroupError::Outside(path.to_owned()));
+        }
+        Cgroup::open(&self.saved.cgroup.join(inside))
+    }
+
     fn cgroup_if_there(&self) -> Result<Option<Cgroup>, CgroupError> {
         match self.cgroup() {
             Err(CgroupError::File { source, .. })
@@ -411,11 +502,14 @@ fn make(
     dir: &StateDir,
     saved: &mut Saved,
     io: Io,
+    options: LaunchOptions,
 ) -> Result<(OwnedFd, Launched), CreateError> {
     let mount = cgroup::mount_point()?;
     let cgroup = Cgroup::create(&mount, &plan.cgroup)?;
     saved.cgroup = cgroup.path().to_owned();
-    let made = launch(plan, dir, saved, io, &cgroup, &mount);
+    // Before there is a process: should this one be killed now, delete knows where to look.
+    let kept = dir.save(saved).map_err(CreateError::from);
+    let made = kept.and_then(|()| launch(plan, dir, saved, io, options, &cgroup, &mount));
     if made.is_err() {
         let _ = cgroup.kill().and_then(|()| cgroup.wait_empty());
         let _ = cgroup.remove();
@@ -431,6 +525,7 @@ fn launch(
     dir: &StateDir,
     saved: &mut Saved,
     io: Io,
+    options: LaunchOptions,
     cgroup: &Cgroup,
     mount: &Path,
 ) -> Result<(OwnedFd, Launched), CreateError> {
@@ -438,8 +533,8 @@ fn launch(
     cgroup.set_device_rules(&plan.resources.devices)?;
     let listener = dir.listen()?;
     let state = saved.state(ContainerState::Creating);
-    let launched =
-        process::create(plan, cgroup, mount, listener, io, state.clone()).inspect_err(|_| {
+    let launched = process::create(plan, cgroup, mount, listener, io, options, state.clone())
+        .inspect_err(|_| {
             // Hooks that have run may have something to take back.
             hooks::run_all("poststop", plan.hooks.poststop(), &state);
         });

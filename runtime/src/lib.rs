@@ -30,12 +30,13 @@ mod state;
 mod sys;
 mod tty;
 
-pub use cgroup::{CgroupDriver, CgroupError, CgroupStats};
-pub use container::{Container, CreateOptions};
+pub use capabilities::capability_names;
+pub use cgroup::{CgroupDriver, CgroupError, CgroupStats, IoStats, MemoryWatch};
+pub use container::{Container, CreateOptions, ExecOptions, LaunchOptions};
 pub use error::{CreateError, DeleteError, ExecError, KillError, StartError};
 pub use hooks::HookError;
 pub use mounts::{map_mount, mapped_mount};
-pub use plan::PlanError;
+pub use plan::{PlanError, mount_options};
 pub use process::{Io, Launched, Launching, TerminalSize};
 pub use starting::Starting;
 pub use state::{StateError, Status};

@@ -5,6 +5,7 @@ mod mounts;
 mod namespaces;
 mod process;
 
+pub use mounts::mount_options;
 pub(crate) use mounts::{IdMappings, MountKind, MountPlan};
 pub(crate) use namespaces::{IdMapping, NamespaceKind, NamespacePlan};
 pub(crate) use process::ProcessPlan;

@@ -179,8 +179,9 @@ impl Root {
         Ok(openat(&parent, name, flags, Mode::empty())?)
     }
 
-    /// Makes this the root of the calling process's mount namespace and lets go of the old one.
-    pub(crate) fn enter(&self) -> Step<()> {
+    /// Makes this the root of the calling process's mount namespace and lets go of the old one; with
+    /// `no_pivot` by covering it.
+    pub(crate) fn enter(&self, no_pivot: bool) -> Step<()> {
         let old = openat(
             CWD,
             "/",
@@ -189,6 +190,9 @@ impl Root {
         )
         .stage(|| "open the old root")?;
         fchdir(&self.fd).stage(|| "enter the root file system")?;
+        if no_pivot {
+            return self.cover(&old);
+        }
         match pivot_root(".", ".") {
             Ok(()) => {
                 // The old root is now mounted on top of the new one.
@@ -221,8 +225,11 @@ impl Root {
         attach(self.fd.as_fd(), old.as_fd()).stage(|| "move the new root over the first one")?;
         fchdir(old).stage(|| "return to the old root")?;
         for point in points_on_first_root(&table) {
+            let point = relative(&point);
+            // What goes away here must not go away on the host too.
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
             // One that lies where the new root came from has gone with it.
-            match unmount(relative(&point), UnmountFlags::DETACH) {
+            match mount_change(point, private).and_then(|()| unmount(point, UnmountFlags::DETACH)) {
                 Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
                 Err(error) => {
                     return Err(error).stage(|| format!("let go of {}", point.display()));

@@ -50,6 +50,9 @@ pub enum StateError {
     /// The id is taken.
     #[error("container {0} exists already")]
     Exists(String),
+    /// The container's creation was cut off before its state was written.
+    #[error("container {0} was never finished; delete it")]
+    Unfinished(String),
     /// There is no such container.
     #[error("container {0} does not exist")]
     NotFound(String),
@@ -170,11 +173,14 @@ impl StateDir {
         write().map_err(|error: io::Error| self.error("write", STATE, error))
     }
 
-    /// Reads the state.
-    pub(crate) fn read(&self) -> Result<Saved, StateError> {
+    /// Reads the state of `id`.
+    pub(crate) fn read(&self, id: &str) -> Result<Saved, StateError> {
         std::fs::read(self.path.join(STATE))
             .and_then(|bytes| Ok(serde_json::from_slice(&bytes)?))
-            .map_err(|error| self.error("read", STATE, error))
+            .map_err(|error| match error.kind() {
+                ErrorKind::NotFound => StateError::Unfinished(id.to_owned()),
+                _ => self.error("read", STATE, error),
+            })
     }
 
     /// The address of the start socket. By descriptor: the path itself may be longer than an

@@ -181,3 +181,17 @@ fn a_strict_profile_need_not_allow_the_engine_s_own_calls() {
     });
     assert_eq!(bundle.run(), "strict\n");
 }
+
+#[test]
+fn no_descriptor_of_the_host_leads_out_of_the_container() {
+    for number in 3..30 {
+        let way = format!("/proc/self/fd/{number}/../../../../../../../../../../../../..");
+        let mut bundle = Bundle::new("true");
+        bundle.spec["process"]["cwd"] = way.clone().into();
+        bundle.fail();
+        let mut bundle = Bundle::new("true");
+        bundle.spec["process"]["args"] = json!([format!("{way}/bin/sh"), "-c", "true"]);
+        let (error, kind) = bundle.fail();
+        assert_eq!(kind, "command not found", "{error}");
+    }
+}

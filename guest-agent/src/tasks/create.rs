@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use protocol::{guest, ids};
-use runtime::{CgroupDriver, Container};
+use runtime::{CgroupDriver, Container, LaunchOptions};
 
 use super::delete::remove_directory;
 use super::error::engine;
@@ -114,6 +114,7 @@ impl Tasks {
             state_dir: self.base.join("state"),
             io,
             cgroup: CgroupDriver::Cgroupfs,
+            launch: LaunchOptions::default(),
         })
         .map_err(engine)?;
         let attached = match prepared.attach(launched.terminal) {

@@ -13,10 +13,12 @@ mod path;
 mod pids;
 mod settings;
 mod stats;
+mod watch;
 
 pub(crate) use path::{container_path, mount_point};
 pub(crate) use settings::{Setting, number, settings};
 pub use stats::{CgroupStats, CpuStats, IoStats, MemoryStats, PidsStats};
+pub use watch::MemoryWatch;
 
 use std::io::{Error, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -54,6 +56,9 @@ pub enum CgroupError {
     /// Another container has its processes there.
     #[error("cgroup {} has processes already; give the container another cgroupsPath", .0.display())]
     InUse(PathBuf),
+    /// A cgroup was asked for that is not below the container's.
+    #[error("cgroup {} is not below the container's; give a path inside it", .0.display())]
+    Outside(PathBuf),
     /// A value that the kernel's files cannot express.
     #[error("{field}: {problem}")]
     Invalid {

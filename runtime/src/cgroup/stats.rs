@@ -157,7 +157,7 @@ fn count(text: &str) -> Option<u64> {
 }
 
 /// Lines of a name and a value.
-fn pairs(text: &str) -> BTreeMap<String, u64> {
+pub(super) fn pairs(text: &str) -> BTreeMap<String, u64> {
     text.lines()
         .filter_map(|line| {
             let (name, value) = line.split_once(' ')?;

@@ -165,6 +165,44 @@ impl MountPlan {
     }
 }
 
+/// Names of all mount options that mean something to the engine itself; any other goes to the file
+/// system. Recursive ones (an `r` in front) exist for all that set attributes of a mount.
+pub fn mount_options() -> Vec<String> {
+    let recursive = ATTRIBUTES.iter().map(|(name, _)| format!("r{name}"));
+    let plain = ATTRIBUTES.iter().map(|(name, _)| *name);
+    let mut names: Vec<String> = plain
+        .chain(OTHER_OPTIONS.iter().copied())
+        .map(str::to_owned)
+        .chain(recursive)
+        .collect();
+    names.sort();
+    names
+}
+
+/// Options that are no attributes of a mount.
+const OTHER_OPTIONS: &[&str] = &[
+    "async",
+    "bind",
+    "defaults",
+    "idmap",
+    "loud",
+    "noiversion",
+    "nolazytime",
+    "nomand",
+    "private",
+    "rbind",
+    "remount",
+    "ridmap",
+    "rprivate",
+    "rshared",
+    "rslave",
+    "runbindable",
+    "shared",
+    "slave",
+    "tmpcopyup",
+    "unbindable",
+];
+
 /// The options of one mount, sorted.
 #[derive(Debug, Default)]
 struct Options {
@@ -268,28 +306,33 @@ impl Change {
 }
 
 fn attribute(option: &str) -> Option<Change> {
-    use Change::{AccessTime, Clear, Set};
-    Some(match option {
-        "ro" => Set(libc::MOUNT_ATTR_RDONLY),
-        "rw" => Clear(libc::MOUNT_ATTR_RDONLY),
-        "nosuid" => Set(libc::MOUNT_ATTR_NOSUID),
-        "suid" => Clear(libc::MOUNT_ATTR_NOSUID),
-        "nodev" => Set(libc::MOUNT_ATTR_NODEV),
-        "dev" => Clear(libc::MOUNT_ATTR_NODEV),
-        "noexec" => Set(libc::MOUNT_ATTR_NOEXEC),
-        "exec" => Clear(libc::MOUNT_ATTR_NOEXEC),
-        "nodiratime" => Set(libc::MOUNT_ATTR_NODIRATIME),
-        "diratime" => Clear(libc::MOUNT_ATTR_NODIRATIME),
-        "nosymfollow" => Set(libc::MOUNT_ATTR_NOSYMFOLLOW),
-        "symfollow" => Clear(libc::MOUNT_ATTR_NOSYMFOLLOW),
-        "noatime" => AccessTime(libc::MOUNT_ATTR_NOATIME),
-        "strictatime" => AccessTime(libc::MOUNT_ATTR_STRICTATIME),
-        "relatime" | "atime" | "norelatime" | "nostrictatime" => {
-            AccessTime(libc::MOUNT_ATTR_RELATIME)
-        }
-        _ => return None,
-    })
+    let find = |(name, change): &(&str, Change)| (*name == option).then_some(*change);
+    ATTRIBUTES.iter().find_map(find)
 }
+
+const ATTRIBUTES: &[(&str, Change)] = {
+    use Change::{AccessTime, Clear, Set};
+    &[
+        ("ro", Set(libc::MOUNT_ATTR_RDONLY)),
+        ("rw", Clear(libc::MOUNT_ATTR_RDONLY)),
+        ("nosuid", Set(libc::MOUNT_ATTR_NOSUID)),
+        ("suid", Clear(libc::MOUNT_ATTR_NOSUID)),
+        ("nodev", Set(libc::MOUNT_ATTR_NODEV)),
+        ("dev", Clear(libc::MOUNT_ATTR_NODEV)),
+        ("noexec", Set(libc::MOUNT_ATTR_NOEXEC)),
+        ("exec", Clear(libc::MOUNT_ATTR_NOEXEC)),
+        ("nodiratime", Set(libc::MOUNT_ATTR_NODIRATIME)),
+        ("diratime", Clear(libc::MOUNT_ATTR_NODIRATIME)),
+        ("nosymfollow", Set(libc::MOUNT_ATTR_NOSYMFOLLOW)),
+        ("symfollow", Clear(libc::MOUNT_ATTR_NOSYMFOLLOW)),
+        ("noatime", AccessTime(libc::MOUNT_ATTR_NOATIME)),
+        ("strictatime", AccessTime(libc::MOUNT_ATTR_STRICTATIME)),
+        ("relatime", AccessTime(libc::MOUNT_ATTR_RELATIME)),
+        ("atime", AccessTime(libc::MOUNT_ATTR_RELATIME)),
+        ("norelatime", AccessTime(libc::MOUNT_ATTR_RELATIME)),
+        ("nostrictatime", AccessTime(libc::MOUNT_ATTR_RELATIME)),
+    ]
+};
 
 #[cfg(test)]
 mod tests {
@@ -323,6 +366,14 @@ mod tests {
         let options = options(&["noatime", "strictatime"]);
         assert_eq!(options.attributes.set, libc::MOUNT_ATTR_STRICTATIME);
         assert_eq!(options.attributes.clear, libc::MOUNT_ATTR__ATIME);
+    }
+
+    #[test]
+    fn every_known_option_is_kept_from_the_file_system() {
+        for name in mount_options() {
+            let options = options(&[&name]);
+            assert!(options.data.is_empty(), "{name}");
+        }
     }
 
     #[test]

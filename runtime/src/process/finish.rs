@@ -114,6 +114,13 @@ pub(super) fn limit_stage(resource: Resource, limit: Rlimit) -> String {
     )
 }
 
+/// Closes every descriptor but the streams, those that the caller hands on and `kept`. Descriptors of
+/// the host must not be there when a path of the container is used: one like /proc/self/fd/7/../..
+/// would lead to the host's files (CVE-2024-21626).
+pub(super) fn let_go_of_the_host(preserve_fds: u32, kept: &[BorrowedFd<'_>]) -> Step<()> {
+    sys::close_all_from(3 + preserve_fds, kept).stage(|| "close the descriptors of the host")
+}
+
 /// Becomes the user of the command, with its rights and no more, and finds the command.
 pub(super) fn become_user(process: &ProcessPlan, filter: Option<Filter>) -> Step<Prepared> {
     let early = filter.as_ref().filter(|_| !process.no_new_privileges);
@@ -168,8 +175,13 @@ pub(super) fn become_user(process: &ProcessPlan, filter: Option<Filter>) -> Step
 
 impl Prepared {
     /// Runs the command; returns only when that fails.
-    pub(super) fn execute(self, process: &ProcessPlan, channel: &Channel) -> Step<Infallible> {
-        sys::close_on_exec_from(3).stage(|| "close the descriptors")?;
+    pub(super) fn execute(
+        self,
+        process: &ProcessPlan,
+        preserve_fds: u32,
+        channel: &Channel,
+    ) -> Step<Infallible> {
+        sys::close_on_exec_from(3 + preserve_fds).stage(|| "close the descriptors")?;
         channel
             .send(&Message::Executing, None)
             .stage(|| "report to the caller")?;

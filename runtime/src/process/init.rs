@@ -12,6 +12,7 @@ use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use super::Io;
 use super::finish::{self, Prepared};
 use super::message::{Channel, Failure, FailureKind, Message, Stage, Step};
+use crate::container::LaunchOptions;
 use crate::mounts::{self, Sources};
 use crate::namespaces::{self, Joined, write_at};
 use crate::plan::{IdMapping, NamespaceKind, Plan};
@@ -28,6 +29,7 @@ pub(super) struct Inherited<'a> {
     /// Where `Start` comes in.
     pub listener: OwnedFd,
     pub io: &'a Io,
+    pub options: LaunchOptions,
     /// The state for hooks; the process fills in its own id.
     pub state: State,
     /// Whether a helper has joined the namespaces that are to be joined.
@@ -80,7 +82,9 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
         })?;
     }
     setsid().stage(|| "make a session")?;
-    sys::new_session_keyring().stage(|| "make a session keyring")?;
+    if !inherited.options.keep_keyring {
+        sys::new_session_keyring().stage(|| "make a session keyring")?;
+    }
     finish::connect(inherited.io)?;
     finish::set_host_attributes(&plan.process, proc.as_fd())?;
     namespaces::make_late(&plan.namespaces, proc.as_fd())?;
@@ -110,7 +114,7 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     root.make_directory(&plan.process.cwd)
         .stage(|| format!("make the directory {}", plan.process.cwd.display()))?;
 
-    root.enter()?;
+    root.enter(inherited.options.no_pivot)?;
     if let Io::Terminal { size } = inherited.io {
         let terminal = Terminal::open(plan.process.uid, size.or(plan.process.console_size))?;
         terminal.mount_console(&root)?;
@@ -124,8 +128,11 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     if plan.readonly_root {
         rootfs::make_root_readonly().stage(|| "make the root read-only")?;
     }
-    // Descriptors of the host must not be there when a path of the container is used.
     drop((proc, root));
+    finish::let_go_of_the_host(
+        inherited.options.preserve_fds,
+        &[channel.as_fd(), inherited.listener.as_fd()],
+    )?;
     let prepared = finish::become_user(&plan.process, plan.seccomp.clone())?;
     channel
         .send(&Message::Ready, None)
@@ -215,5 +222,9 @@ fn start(inherited: &Inherited<'_>, prepared: Prepared, channel: &Channel) -> St
         &state,
     )
     .stage(|| "run the hooks")?;
-    prepared.execute(&inherited.plan.process, channel)
+    prepared.execute(
+        &inherited.plan.process,
+        inherited.options.preserve_fds,
+        channel,
+    )
 }

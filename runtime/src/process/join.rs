@@ -10,6 +10,7 @@ use super::Io;
 use super::finish;
 use super::init::{hand_over, report};
 use super::message::{Channel, Stage, Step};
+use crate::container::ExecOptions;
 use crate::plan::ProcessPlan;
 use crate::seccomp::Filter;
 use crate::sys;
@@ -26,7 +27,7 @@ pub(super) struct Inherited<'a> {
     /// Whether the container has a user namespace to join.
     pub user: bool,
     pub channel: Channel,
-    pub io: &'a Io,
+    pub options: &'a ExecOptions,
 }
 
 /// The life of the process. Returns the exit code for a failure, which has been reported.
@@ -44,8 +45,11 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let proc = openat(CWD, "/proc", flags, Mode::empty()).stage(|| "open /proc")?;
     setsid().stage(|| "make a session")?;
-    sys::new_session_keyring().stage(|| "make a session keyring")?;
-    finish::connect(inherited.io)?;
+    let options = inherited.options;
+    if !options.keep_keyring {
+        sys::new_session_keyring().stage(|| "make a session keyring")?;
+    }
+    finish::connect(&options.io)?;
     finish::set_host_attributes(process, proc.as_fd())?;
     // From here on nothing is opened by a path of the host, and nothing of the host stays open.
     drop(proc);
@@ -60,13 +64,14 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     // file of the container is trusted to name them.
     sys::set_namespace(inherited.first, inherited.namespaces | user)
         .stage(|| "join the container's namespaces")?;
-    if let Io::Terminal { size } = inherited.io {
+    if let Io::Terminal { size } = options.io {
         let terminal = Terminal::open(process.uid, size.or(process.console_size))?;
         hand_over(&terminal, &inherited.channel)?;
     }
     if !inherited.user {
         finish::set_limits(&process.rlimits)?;
     }
+    finish::let_go_of_the_host(options.preserve_fds, &[inherited.channel.as_fd()])?;
     let prepared = finish::become_user(process, inherited.filter.clone())?;
-    prepared.execute(process, &inherited.channel)
+    prepared.execute(process, options.preserve_fds, &inherited.channel)
 }

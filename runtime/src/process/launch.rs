@@ -13,6 +13,7 @@ use super::finish::limit_stage;
 use super::message::{Channel, Failure, Message, Stage};
 use super::{Io, Launched, init, join, reap};
 use crate::cgroup::Cgroup;
+use crate::container::{ExecOptions, LaunchOptions};
 use crate::error::{CreateError, ExecError};
 use crate::hooks;
 use crate::mounts::Sources;
@@ -91,6 +92,7 @@ pub(crate) fn create(
     cgroup_mount: &Path,
     listener: OwnedFd,
     io: Io,
+    options: LaunchOptions,
     mut state: State,
 ) -> Result<Launched, CreateError> {
     let system = |what| move |source| CreateError::System { what, source };
@@ -107,6 +109,7 @@ pub(crate) fn create(
         channel: theirs,
         listener,
         io: &io,
+        options,
         state: state.clone(),
         joined_already: with_helper,
     };
@@ -116,7 +119,10 @@ pub(crate) fn create(
         sibling: false,
     };
     let mut child = if with_helper {
-        let helper = sys::spawn(NewProcess::default(), || help(how, inherited));
+        let helper = sys::spawn(NewProcess::default(), || {
+            sys::close_inherited(channel.as_fd());
+            help(how, inherited)
+        });
         Child::new(helper.map_err(system("make a helper process"))?)
     } else {
         let _inside = joined
@@ -124,7 +130,11 @@ pub(crate) fn create(
             .map(ChildrenIn::enter)
             .transpose()
             .map_err(system("join the pid namespace"))?;
-        let first = sys::spawn(how, || init::run(inherited));
+        let first = sys::spawn(how, || {
+            // Or it would never see the end of a caller that is killed.
+            sys::close_inherited(channel.as_fd());
+            init::run(inherited)
+        });
         Child::new(first.map_err(system("make the container's process (clone3)"))?)
     };
     // What only the process needs goes now, or the end of its streams would not be seen.
@@ -331,7 +341,7 @@ pub(crate) fn exec(
     process: &ProcessPlan,
     filter: Option<Filter>,
     place: &Place<'_>,
-    io: Io,
+    options: ExecOptions,
     other_cgroup: impl FnOnce() -> Option<Cgroup>,
 ) -> Result<Launching, ExecError> {
     let system = |what| move |source| ExecError::System { what, source };
@@ -344,7 +354,7 @@ pub(crate) fn exec(
             namespaces: place.namespaces,
             user: place.user,
             channel: theirs,
-            io: &io,
+            options: &options,
         };
         let how = NewProcess {
             cgroup: Some(cgroup.as_fd()),
@@ -355,8 +365,11 @@ pub(crate) fn exec(
             .then(|| ChildrenIn::enter(place.first))
             .transpose()
             .map_err(system("join the pid namespace"))?;
-        let child = sys::spawn(how, || join::run(inherited))
-            .map_err(system("make a process in the container (clone3)"))?;
+        let child = sys::spawn(how, || {
+            sys::close_inherited(channel.as_fd());
+            join::run(inherited)
+        })
+        .map_err(system("make a process in the container (clone3)"))?;
         Ok((channel, Child::new(child)))
     };
     let made = match attempt(place.cgroup) {

@@ -13,9 +13,11 @@ pub use launch::Launching;
 pub(crate) use launch::{Place, create, exec};
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+
+use crate::sys;
 
 /// How a process is connected.
 #[derive(Debug)]
@@ -54,6 +56,16 @@ pub struct Launched {
     pub pidfd: OwnedFd,
     /// The master side of its terminal, when it has one.
     pub terminal: Option<OwnedFd>,
+}
+
+impl Launched {
+    /// Sends it a signal by number.
+    ///
+    /// # Errors
+    /// What the kernel says: `ESRCH` when it has ended.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        sys::send_signal(self.pidfd.as_fd(), signal)
+    }
 }
 
 /// Waits for the end of a child and collects it.

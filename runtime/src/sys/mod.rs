@@ -20,8 +20,9 @@ pub(crate) use filter::install_filter;
 pub use mount::{Attributes, set_attributes};
 pub(crate) use namespace::{set_namespace, unshare};
 pub(crate) use process::{
-    SchedulerAttributes, close_on_exec_from, execute, is_dumpable, new_session_keyring,
-    set_affinity, set_dumpable, set_io_priority, set_personality, set_scheduler,
+    SchedulerAttributes, close_all_from, close_inherited, close_on_exec_from, execute, is_dumpable,
+    new_session_keyring, set_affinity, set_dumpable, set_io_priority, set_personality,
+    set_scheduler,
 };
 pub(crate) use signal::{reset_signals, send_signal};
 

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::ffi::{CStr, CString, c_char};
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::check;
 
@@ -34,6 +35,33 @@ pub(crate) fn close_on_exec_from(first: u32) -> io::Result<()> {
             libc::CLOSE_RANGE_CLOEXEC,
         )
     })?;
+    Ok(())
+}
+
+/// Closes a descriptor that belongs to the parent. For a forked process alone, as
+/// [`close_all_from`].
+pub(crate) fn close_inherited(fd: BorrowedFd<'_>) {
+    // SAFETY: takes an integer. Whatever owns the descriptor is the parent's and is not used here.
+    unsafe { libc::close(fd.as_raw_fd()) };
+}
+
+/// Closes every descriptor from `first` on but `kept`. For a forked process alone, which never
+/// returns into the code of its parent: whatever owns one of these must not be used or dropped.
+pub(crate) fn close_all_from(first: u32, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    kept.sort_unstable();
+    let close = |from: u32, to: u32| {
+        // SAFETY: takes integers. No owner of one of these descriptors is left in this process.
+        check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) })
+    };
+    let mut from = first;
+    for fd in kept.into_iter().filter(|fd| *fd >= first) {
+        if fd > from {
+            close(from, fd - 1)?;
+        }
+        from = fd + 1;
+    }
+    close(from, libc::c_uint::MAX)?;
     Ok(())
 }
 

@@ -1,0 +1,55 @@
+//! `run`: `create` and `start` in one, and without `--detach` the wait for the end.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::Global;
+use super::create::{Created, NewContainer};
+use super::foreground;
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    new: NewContainer,
+    /// Leave the container running and return
+    #[arg(short, long)]
+    detach: bool,
+    /// Do not delete the container when its command has ended
+    #[arg(long)]
+    keep: bool,
+    /// Do not collect processes that the container leaves behind
+    #[arg(long)]
+    no_subreaper: bool,
+}
+
+impl Run {
+    pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
+        // Before the container is made: no signal must find nobody.
+        let signals = (!self.detach).then(foreground::Signals::take).transpose()?;
+        if !self.detach && !self.no_subreaper {
+            let own = rustix::process::getpid();
+            rustix::process::set_child_subreaper(Some(own)).context("become a subreaper")?;
+        }
+        let Created {
+            mut container,
+            launched,
+            relay,
+        } = self.new.create(global, self.detach)?;
+        if let Err(error) = container.start() {
+            if let Err(left) = container.delete(true) {
+                tracing::warn!("{left}");
+            }
+            return Err(error.into());
+        }
+        let Some(signals) = signals else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        let ended = foreground::wait(&launched, relay, signals);
+        if !self.keep {
+            container.delete(true)?;
+        }
+        ended
+    }
+}

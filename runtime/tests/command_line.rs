@@ -1,0 +1,369 @@
+//! The command line, driven as callers of runc drive it.
+
+mod common;
+
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::process::{Command, Output, Stdio};
+
+use common::Bundle;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde_json::Value;
+
+/// A container driven by the program.
+struct Driven(Bundle);
+
+impl Driven {
+    fn new(script: &str) -> Self {
+        let bundle = Bundle::new(script);
+        std::fs::create_dir(bundle.dir.join("root")).unwrap();
+        Self(bundle)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        std::fs::write(self.0.dir.join("config.json"), self.0.spec.to_string()).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_joey"));
+        command
+            .current_dir(&self.0.dir)
+            .arg("--root")
+            .arg(self.0.dir.join("root"));
+        for arg in args {
+            command.arg(arg.replace("ID", &self.0.id));
+        }
+        command
+    }
+
+    fn output(&self, args: &[&str]) -> Output {
+        let output = self.command(args).stdin(Stdio::null()).output().unwrap();
+        eprintln!("{args:?}: {output:?}");
+        output
+    }
+
+    /// Runs a verb that must succeed, and gives what it prints. A created container keeps its
+    /// creator's streams, so these go to a file.
+    fn run(&self, args: &[&str]) -> String {
+        let path = self.0.dir.join("output");
+        let file = std::fs::File::create(&path).unwrap();
+        let status = self
+            .command(args)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .status()
+            .unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(status.success(), "{args:?}: {status}: {text}");
+        text
+    }
+
+    fn fails(&self, args: &[&str], code: i32) -> String {
+        let output = self.output(args);
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn state(&self) -> Value {
+        serde_json::from_str(&self.run(&["state", "ID"])).unwrap()
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        // Whatever state a failed test leaves it in.
+        let _ = self.command(&["delete", "--force", "ID"]).output();
+    }
+}
+
+#[test]
+fn run_gives_the_commands_output_and_exit_code() {
+    let container = Driven::new("echo out; echo err >&2; exit 7");
+    let output = container.output(&["run", "ID"]);
+    assert_eq!(output.status.code(), Some(7));
+    assert_eq!(output.stdout, b"out\n");
+    assert_eq!(output.stderr, b"err\n");
+    let gone = container.fails(&["state", "ID"], 1);
+    assert!(gone.contains("does not exist"), "{gone}");
+}
+
+#[test]
+fn run_reads_its_input_and_ends_by_the_commands_signal() {
+    let container = Driven::new("cat; kill -KILL $$");
+    let mut run = container
+        .command(&["run", "ID"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    run.stdin.take().unwrap().write_all(b"typed").unwrap();
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.stdout, b"typed");
+    // The first process of a pid namespace is deaf to its own SIGKILL.
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn signals_go_on_to_a_container_in_the_foreground() {
+    let container = Driven::new("trap 'exit 9' USR1; echo ready; while :; do sleep 0.01; done");
+    let mut run = container
+        .command(&["run", "ID"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 6];
+    run.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_child(&run),
+        rustix::process::Signal::USR1,
+    )
+    .unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(9));
+}
+
+#[test]
+fn a_container_goes_through_its_life_verb_by_verb() {
+    let container = Driven::new("exec sleep 1000");
+    container.run(&["create", "--pid-file", "pid", "ID"]);
+    let state = container.state();
+    assert_eq!(state["status"], "created");
+    let pid = std::fs::read_to_string(container.0.dir.join("pid")).unwrap();
+    assert_eq!(state["pid"].to_string(), pid);
+    assert_eq!(state["bundle"], container.0.dir.to_str().unwrap());
+    assert_eq!(state["ociVersion"], "1.2.0");
+    container.run(&["start", "ID"]);
+    assert_eq!(container.state()["status"], "running");
+    let listed = container.run(&["list", "--format", "json"]);
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed[0]["id"], container.0.id.as_str());
+    assert_eq!(
+        container.run(&["ps", "-f", "json", "ID"]).trim(),
+        format!("[{pid}]")
+    );
+    container.run(&["pause", "ID"]);
+    assert_eq!(container.state()["status"], "paused");
+    container.run(&["resume", "ID"]);
+    let running = container.fails(&["delete", "ID"], 1);
+    assert!(running.contains("is running"), "{running}");
+    container.run(&["kill", "ID", "KILL"]);
+    while container.state()["status"] != "stopped" {}
+    assert_eq!(container.state()["pid"], 0);
+    let stopped = container.fails(&["kill", "ID", "TERM"], 1);
+    assert!(stopped.contains("container not running"), "{stopped}");
+    container.run(&["delete", "ID"]);
+    assert_eq!(container.run(&["list", "-q"]), "");
+    container.fails(&["delete", "ID"], 1);
+    container.run(&["delete", "--force", "ID"]);
+}
+
+#[test]
+fn exec_gives_the_exit_code_and_takes_the_options() {
+    let mut container = Driven::new("exec sleep 1000");
+    container.0.spec["process"]["env"] = serde_json::json!(["PATH=/bin", "OLD=1"]);
+    container.run(&["run", "-d", "ID"]);
+    let script = "echo $OLD$NEW $(pwd) $(id -u) $(id -g) $(id -G); exit 5";
+    let output = container.output(&[
+        "exec", "--env", "NEW=2", "--cwd", "/tmp", "--user", "7:8", "-g", "9", "ID", "sh", "-c",
+        script,
+    ]);
+    assert_eq!(output.status.code(), Some(5));
+    assert_eq!(output.stdout, b"12 /tmp 7 8 8 9\n");
+    let missing = container.fails(&["exec", "ID", "/no/such"], 255);
+    assert!(missing.contains("no such file"), "{missing}");
+
+    let process = serde_json::json!({
+        "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["/bin/sh", "-c", "exit 6"],
+    });
+    std::fs::write(container.0.dir.join("process.json"), process.to_string()).unwrap();
+    let output = container.output(&["exec", "--process", "process.json", "ID"]);
+    assert_eq!(output.status.code(), Some(6));
+
+    let caps = [
+        "exec",
+        "--cap",
+        "CAP_NET_RAW",
+        "ID",
+        "grep",
+        "CapEff",
+        "/proc/self/status",
+    ];
+    assert!(container.run(&caps).trim().ends_with("20e1"));
+    container.run(&["pause", "ID"]);
+    let paused = container.fails(&["exec", "ID", "true"], 255);
+    assert!(paused.contains("paused"), "{paused}");
+}
+
+#[test]
+fn a_detached_terminal_goes_to_the_console_socket() {
+    let mut container = Driven::new("tty; stty size; read line; echo got $line");
+    container.0.spec["process"]["terminal"] = true.into();
+    container.0.spec["process"]["consoleSize"] = serde_json::json!({"height": 24, "width": 81});
+    let refused = container.fails(&["create", "ID"], 1);
+    assert!(refused.contains("--console-socket"), "{refused}");
+
+    let listener = UnixListener::bind(container.0.dir.join("console")).unwrap();
+    container.run(&["create", "--console-socket", "console", "ID"]);
+    let (stream, _) = listener.accept().unwrap();
+    let mut name = [0; 64];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(
+        &stream,
+        &mut [IoSliceMut::new(&mut name)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .unwrap();
+    let mut fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds.collect::<Vec<OwnedFd>>()),
+        _ => None,
+    });
+    let mut master = std::fs::File::from(fds.next().unwrap().remove(0));
+    container.run(&["start", "ID"]);
+    master.write_all(b"word\n").unwrap();
+    let mut text = Vec::new();
+    let mut buffer = [0; 512];
+    while let Ok(length @ 1..) = master.read(&mut buffer) {
+        text.extend_from_slice(&buffer[..length]);
+    }
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains("/dev/pts/0"), "{text}");
+    assert!(text.contains("24 81"), "{text}");
+    assert!(text.contains("got word"), "{text}");
+}
+
+#[test]
+fn preserved_descriptors_are_handed_over_and_no_others() {
+    let container =
+        Driven::new("cat <&3; for fd in 3 4 5; do [ -e /proc/$$/fd/$fd ] && echo has $fd; done; :");
+    std::fs::write(container.0.dir.join("three"), "from three\n").unwrap();
+    let joey = container.command(&["run", "--preserve-fds", "1", "ID"]);
+    let line: Vec<String> = [joey.get_program()]
+        .into_iter()
+        .chain(joey.get_args())
+        .map(|arg| arg.to_str().unwrap().to_owned())
+        .collect();
+    // A shell opens the descriptors, one more than is handed over.
+    let script = format!("exec 3<three 4<three; exec {}", line.join(" "));
+    let output = Command::new("/bin/sh")
+        .current_dir(&container.0.dir)
+        .args(["-c", &script])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.starts_with("from three\n"),
+        "{text} {:?}",
+        output.stderr
+    );
+    assert!(text.ends_with("three\nhas 3\n"), "{text}");
+    let missing = container.fails(&["run", "--preserve-fds", "2", "ID"], 1);
+    assert!(missing.contains("descriptor 3 is not open"), "{missing}");
+}
+
+#[test]
+fn nobody_can_write_to_the_program_that_waits_in_a_container() {
+    let container = Driven::new("true");
+    // A copy of its own: what others run cannot be written to anyway.
+    let copy = container.0.dir.join("joey");
+    std::fs::copy(env!("CARGO_BIN_EXE_joey"), &copy).unwrap();
+    let mut create = Command::new(&copy);
+    create.args(container.command(&["create", "ID"]).get_args());
+    let create = create.current_dir(&container.0.dir).stdin(Stdio::null());
+    assert!(create.stdout(Stdio::null()).status().unwrap().success());
+    let pid = container.state()["pid"].to_string();
+    let held = openat(CWD, format!("/proc/{pid}/exe"), OFlags::PATH, Mode::empty()).unwrap();
+    container.run(&["kill", "ID", "KILL"]);
+    while container.state()["status"] != "stopped" {}
+    let again = format!("/proc/self/fd/{}", held.as_raw_fd());
+    let error = std::fs::OpenOptions::new()
+        .write(true)
+        .open(again)
+        .unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    // Nor can it be made so again.
+    let writable = runtime::Attributes {
+        clear: libc::MOUNT_ATTR_RDONLY,
+        ..runtime::Attributes::default()
+    };
+    runtime::set_attributes(held.as_fd(), writable, false, None).unwrap_err();
+}
+
+#[test]
+fn a_failed_create_leaves_nothing_to_delete() {
+    let mut container = Driven::new("true");
+    container.0.spec["process"]["args"] = serde_json::json!(["/no/such"]);
+    let missing = container.fails(&["create", "ID"], 1);
+    assert!(missing.contains("no such file or directory"), "{missing}");
+    container.fails(&["state", "ID"], 1);
+    // A pid file that cannot be written is found out when the container is there already.
+    container.0.spec["process"]["args"] = serde_json::json!(["/bin/true"]);
+    let file = container.fails(&["create", "--pid-file", "no/such/dir", "ID"], 1);
+    assert!(file.contains("write the pid file"), "{file}");
+    container.fails(&["state", "ID"], 1);
+}
+
+#[test]
+fn a_container_whose_maker_is_killed_can_be_deleted() {
+    let mut container = Driven::new("true");
+    container.0.spec["hooks"] = serde_json::json!({"createRuntime": [
+        {"path": "/bin/sh", "args": ["sh", "-c", "kill -KILL $PPID; sleep 0.1"]}
+    ]});
+    let output = container.output(&["create", "ID"]);
+    assert_eq!(output.status.code(), None);
+    assert_eq!(container.state()["status"], "stopped");
+    container.run(&["delete", "ID"]);
+    let cgroup = common::cgroup_root()
+        .unwrap()
+        .join("joey-test")
+        .join(&container.0.id);
+    assert!(!cgroup.exists());
+}
+
+#[test]
+fn errors_are_logged_as_json_for_callers() {
+    let container = Driven::new("true");
+    container.fails(
+        &["--log", "log.json", "--log-format", "json", "start", "ID"],
+        1,
+    );
+    let text = std::fs::read_to_string(container.0.dir.join("log.json")).unwrap();
+    let line: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert_eq!(
+        line["msg"],
+        format!("container {} does not exist", container.0.id)
+    );
+    assert!(line["time"].as_str().unwrap().ends_with('Z'));
+}
+
+#[test]
+fn the_example_spec_runs() {
+    let container = Driven::new("true");
+    container.run(&["spec", "-b", "root"]);
+    let text = std::fs::read_to_string(container.0.dir.join("root/config.json")).unwrap();
+    let mut container = container;
+    container.0.spec = serde_json::from_str(&text).unwrap();
+    container.0.spec["process"]["terminal"] = false.into();
+    container.0.spec["process"]["args"] = serde_json::json!(["/bin/hostname"]);
+    assert_eq!(container.run(&["run", "ID"]), "joey\n");
+}
+
+#[test]
+fn statistics_and_limits_have_runcs_form() {
+    let container = Driven::new("exec sleep 1000");
+    container.run(&["run", "-d", "ID"]);
+    let event: Value = serde_json::from_str(&container.run(&["events", "--stats", "ID"])).unwrap();
+    assert_eq!(event["type"], "stats");
+    assert!(event["data"]["cpu"]["usage"]["total"].as_u64().unwrap() > 0);
+    let features: Value = serde_json::from_str(&container.run(&["features"])).unwrap();
+    assert_eq!(features["ociVersionMin"], "1.0.0");
+    if !common::has_controller("pids") {
+        return;
+    }
+    container.run(&["update", "--pids-limit", "77", "ID"]);
+    let event: Value = serde_json::from_str(&container.run(&["events", "--stats", "ID"])).unwrap();
+    assert_eq!(event["data"]["pids"]["limit"], 77);
+}
