@@ -80,7 +80,10 @@ fn compare(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if cases.is_empty() {
         bail!("no case's name has {:?}: see --list", arguments.case);
     }
-    let mut report = Report::default();
+    let mut report = Report {
+        whole: arguments.case.is_empty(),
+        ..Report::default()
+    };
     for (name, path) in [("runc", &arguments.runc), ("joey", &arguments.joey)] {
         report.versions.insert(name.into(), version(path)?);
     }

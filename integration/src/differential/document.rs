@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::expected;
 use super::report::{Report, Verdict};
 
 const RESULTS: [&str; 2] = ["<!-- results -->\n", "<!-- end of results -->"];
@@ -64,6 +65,10 @@ fn results(report: &Report) -> String {
             .replace('|', "\\|");
         text.push_str(&format!("| {name} | {reason} |\n"));
     }
+    text.push_str("\n| place in every case | why joey differs |\n| --- | --- |\n");
+    for (pattern, reason) in expected::EVERYWHERE {
+        text.push_str(&format!("| `{pattern}` | {reason} |\n"));
+    }
     text
 }
 
@@ -78,6 +83,7 @@ mod tests {
     fn results_replace_the_last_ones() {
         let row = |joey: i32, reason| Row::new(json!(1), json!(joey), reason);
         let report = Report {
+            whole: true,
             versions: [("runc".to_owned(), "runc 1".to_owned())].into(),
             cases: [
                 ("a/x".to_owned(), row(1, None)),

@@ -218,7 +218,7 @@ fn keyrings() -> Vec<String> {
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
         .filter(|words| words.get(7) == Some(&"keyring"))
-        .filter_map(|words| Some(format!("{} {}", words.get(4)?, words.get(8)?)))
+        .filter_map(|words| Some((*words.get(8)?).to_owned()))
         .collect();
     names.sort();
     names
@@ -243,17 +243,17 @@ fn attributes() -> Value {
     })
 }
 
-/// The mount table without its ids; mounts on one place keep their order.
-fn mounts() -> Vec<Value> {
+/// The mount table without its ids, by place; mounts on one place keep their order.
+fn mounts() -> Map<String, Value> {
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    mount_table(&text)
-}
-
-/// Lines of a mountinfo file as values that can be compared.
-pub fn mount_table(text: &str) -> Vec<Value> {
-    let mut mounts: Vec<(String, Value)> = text.lines().filter_map(mount).collect();
-    mounts.sort_by(|left, right| left.0.cmp(&right.0));
-    mounts.into_iter().map(|(_, value)| value).collect()
+    let mut mounts = Map::new();
+    for (place, value) in text.lines().filter_map(mount) {
+        let list = mounts.entry(place).or_insert_with(|| json!([]));
+        if let Some(list) = list.as_array_mut() {
+            list.push(value);
+        }
+    }
+    mounts
 }
 
 fn mount(line: &str) -> Option<(String, Value)> {
@@ -282,7 +282,6 @@ fn mount(line: &str) -> Option<(String, Value)> {
         None => root,
     };
     let value = json!({
-        "on": place,
         "type": kind,
         "root": root,
         "source": source,

@@ -126,7 +126,7 @@ fn surroundings() -> Vec<Case> {
         case("process/hostname-missing").merge(json!({"hostname": null})),
         case("process/hostname-long")
             .merge(json!({"hostname": "a".repeat(65)}))
-            .says(&["hostname"]),
+            .says(&["hostname", "host name"]),
         case("process/domainname").merge(json!({"domainname": "example.org"})),
         case("process/hostname-without-uts")
             .without_namespace("uts")
