@@ -49,11 +49,7 @@ pub fn observe(case: &Case, runtime: &Path, work: &Path) -> anyhow::Result<Value
 
 fn prepared(case: &Case, place: &Place, runtime: &Path) -> anyhow::Result<Value> {
     let (code, said) = shell(case, place, case.prepare, None)?;
-    anyhow::ensure!(
-        code == Value::from(0),
-        "{}: its preparation failed: {said}",
-        case.name
-    );
+    anyhow::ensure!(code == 0, "{}: its preparation failed: {said}", case.name);
     let before = Before::take(place);
     let mut life = Life {
         case,
