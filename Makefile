@@ -12,7 +12,7 @@ GUEST_TARGET := x86_64-unknown-linux-gnu
 export JOEY_PARTS := $(CURDIR)/target/joey
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 
-.PHONY: demo test matrix bench critest conformance faults soak fuzz shell install clean build deps check
+.PHONY: demo test matrix bench critest differential conformance faults soak fuzz shell install clean build deps check
 
 demo: build
 	$(TESTHOST) demo
@@ -50,6 +50,11 @@ critest: build
 # less.
 conformance: build
 	$(TESTHOST) conformance
+
+# The same OCI specs and commands under runc and under joey's command line.
+# DIFFERENTIAL_CASE chooses those whose names have a text.
+differential: build
+	$(TESTHOST) differential $(if $(DIFFERENTIAL_CASE),--case $(DIFFERENTIAL_CASE))
 
 fuzz: deps
 	scripts/fuzz.sh $(FUZZ_SECONDS)

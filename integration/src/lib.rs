@@ -9,6 +9,7 @@ pub mod combination;
 pub mod conformance;
 #[cfg(feature = "drivers")]
 pub mod cri;
+pub mod differential;
 pub mod install;
 pub mod leaks;
 #[cfg(feature = "drivers")]

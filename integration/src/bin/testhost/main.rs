@@ -5,6 +5,7 @@
 mod bench;
 mod conformance;
 mod critest;
+mod differential;
 #[cfg(feature = "drivers")]
 mod inner;
 mod suite;
@@ -28,6 +29,8 @@ usage: testhost [OPTION...] shell          a shell in a new test host
        testhost conformance                the OCI's validation suite with runc and with joey;
                                            CONFORMANCE_FOCUS (names of programs, with commas)
                                            and CONFORMANCE_HANDLERS choose less
+       testhost differential [OPTION...]   specs under runc and joey's command line; with options
+                                           (--case TEXT) nothing is written
        testhost faults|soak [OPTION...]    fault injection; many pods (--help lists options)
 options:
   --bare            without joey and without containerd running
@@ -88,6 +91,7 @@ fn run() -> anyhow::Result<i32> {
         ("faults" | "soak", options) => inner::run(&verb, options),
         ("critest", []) => critest::run(),
         ("conformance", []) => conformance::run(),
+        ("differential", options) => differential::run(options),
         ("run", [script]) => stream(boot(&options)?.shell(script), std::io::empty()),
         ("run", [_, ..]) => stream(boot(&options)?.command(words), std::io::empty()),
         _ => bail!("{USAGE}"),
