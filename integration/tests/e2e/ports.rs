@@ -66,10 +66,14 @@ fn forwarded(pod: &Pod, script: &str) -> String {
 
 /// The start of a command that runs in the pod's network namespace on the host.
 fn inside(pod: &Pod) -> String {
-    format!(
-        "nsenter --net=$(jq -r .netns /run/joey/k8s.io/{}/sandbox.json)",
-        pod.id
-    )
+    if Combination::of_this_run().has_vm() {
+        return format!(
+            "nsenter --net=$(jq -r .netns /run/joey/k8s.io/{}/sandbox.json)",
+            pod.id
+        );
+    }
+    let pid = &pod.inspect()["info"]["pid"];
+    format!("nsenter --net=/proc/{pid}/ns/net")
 }
 
 /// Bounded, but not by how fast an emulated host is.

@@ -56,7 +56,7 @@ pub const TESTS: [Test; 15] = [
     ("layers_are_shared_and_rebuilt", || run(layers())),
 ];
 
-fn run(test: impl Future<Output = ()>) {
+pub fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -65,7 +65,7 @@ fn run(test: impl Future<Output = ()>) {
         .expect("the test ends in time");
 }
 
-fn code(error: ttrpc::Error) -> (Code, String) {
+pub fn code(error: ttrpc::Error) -> (Code, String) {
     match error {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message),
         other => panic!("{other}"),
