@@ -25,7 +25,7 @@ use crate::guest_spec;
 use crate::pod::{Kind, PodSpec, SANDBOX_ID, annotation, cri};
 use crate::process::KILLED;
 use crate::sandbox::{By, Request, Sandbox};
-use crate::shared::SharedPod;
+use crate::shared::{self, SharedPod};
 
 /// Largest config.json that is read, in bytes. More than reaches a guest, so that
 /// the error can name what is too large in it; CRI itself takes 16 MiB.
@@ -217,6 +217,16 @@ impl Pod {
         let bundle = PathBuf::from(&request.bundle_path);
         // The request's options are the pod's own; the handler's came to `start`.
         let config = options::config(read_options(&bundle)?.as_ref())?;
+        if config.mode == Mode::Runc {
+            let (options, netns) = (request.options.as_ref(), &request.netns_path);
+            let plan = cri::shared(options, netns, &self.namespace, id)?;
+            let id = id.clone();
+            let create = async {
+                self.share()?
+                    .create_sandbox(shared::Request { id, bundle, plan })
+            };
+            return self.making(create).await;
+        }
         let pod = cri::pod(
             request.options.as_ref(),
             &request.netns_path,

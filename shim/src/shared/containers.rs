@@ -23,11 +23,14 @@ impl SharedPod {
     ///
     /// # Errors
     /// Names what failed; nothing of it is left then.
-    pub async fn create(&self, request: &CreateTaskRequest, spec: Spec) -> Result<u32> {
+    pub async fn create(&self, request: &CreateTaskRequest, mut spec: Spec) -> Result<u32> {
         if !request.checkpoint.is_empty() {
             return Err(Error::Unsupported(
                 "a container cannot be restored from a checkpoint".into(),
             ));
+        }
+        if let Ok(sandbox) = self.sandbox() {
+            sandbox.complete(&mut spec);
         }
         let stdio = Stdio {
             stdin: request.stdin.clone(),
@@ -163,8 +166,7 @@ impl SharedPod {
 impl SharedPod {
     /// Kills whatever runs and removes it all.
     pub async fn stop(&self) {
-        let containers: Vec<_> = self.containers().values().cloned().collect();
-        for container in containers {
+        for container in self.all() {
             let id = container.id();
             let killed =
                 container.with(|engine| engine.kill_all(libc::SIGKILL).map_err(Error::failed));
@@ -177,6 +179,7 @@ impl SharedPod {
                 tracing::warn!(container = id, %error, "cannot remove it");
             }
         }
+        self.remove_sandbox().await;
     }
 }
 

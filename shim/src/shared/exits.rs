@@ -22,6 +22,9 @@ impl SharedPod {
             at: UNIX_EPOCH + Duration::from_nanos(exit.at_ns),
         };
         let process = member.process.clone();
+        if self.sandbox_ended(&process, exit) {
+            return;
+        }
         if let Some(streams) = process.streams().as_mut() {
             streams.end();
         }

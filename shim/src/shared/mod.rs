@@ -10,6 +10,7 @@ mod exits;
 mod processes;
 pub mod remains;
 mod rootfs;
+mod sandbox;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -27,6 +28,8 @@ use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::process::Process;
 
+pub use sandbox::{Plan, Request, SharedSandbox};
+
 /// A pod on the host's kernel.
 pub struct SharedPod {
     publisher: Publisher,
@@ -35,6 +38,8 @@ pub struct SharedPod {
     oom: OomWatch,
     /// What [`Process`] counts streams with; those here need no ids.
     streams: AtomicU64,
+    /// The sandbox, unless it is one of the containers.
+    sandbox: Mutex<Option<Arc<SharedSandbox>>>,
 }
 
 /// A container of the pod.
@@ -84,6 +89,7 @@ impl SharedPod {
             reaper: Reaper::default(),
             oom: OomWatch::new().map_err(watch)?,
             streams: AtomicU64::new(1),
+            sandbox: Mutex::new(None),
         });
         let reaping = pod.clone();
         tokio::spawn(async move {
@@ -97,7 +103,7 @@ impl SharedPod {
 
     /// Whether containerd has something of the pod that it has not deleted.
     pub fn in_use(&self) -> bool {
-        !self.containers().is_empty()
+        !self.containers().is_empty() || self.sandbox().is_ok()
     }
 
     /// A process by containerd's pair of ids.
@@ -113,6 +119,10 @@ impl SharedPod {
             .get(id)
             .cloned()
             .ok_or_else(|| Error::NotFound(format!("container {id} does not exist")))
+    }
+
+    fn all(&self) -> Vec<Arc<Container>> {
+        self.containers().values().cloned().collect()
     }
 
     fn containers(&self) -> MutexGuard<'_, HashMap<String, Arc<Container>>> {

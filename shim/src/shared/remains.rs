@@ -39,7 +39,7 @@ pub fn of_bundle(bundle: &Path, id: &str) -> Option<(u32, Vec<String>)> {
     if let Err(error) = rootfs::remove(&root(bundle)) {
         failed(&error);
     }
-    rootfs::remove_layers(&room);
+    rootfs::clear(&room);
     if let Err(error) = fs::remove_dir_all(&room) {
         failed(&error);
     }

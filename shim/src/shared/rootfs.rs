@@ -17,9 +17,9 @@ use rustix::mount::{
 /// Most bytes that the kernel reads of a mount's data: a page, with its last zero.
 const MAX_DATA: usize = 4095;
 
-/// How the directories of layers begin that are mounted for a moment; no container's id has
-/// its last character.
-const LAYER: &str = "layer+";
+/// How the names of directories in a bundle's room begin on which something is mounted; no
+/// container's id has its last character.
+pub(super) const MOUNTED: &str = "mounted+";
 
 /// Why a root file system is not there.
 #[derive(Debug, thiserror::Error)]
@@ -82,17 +82,17 @@ pub fn remove(target: &Path) -> Result<(), RootfsError> {
     }
 }
 
-/// Unmounts what a process that was killed has left of [`make`] in `room`.
-pub fn remove_layers(room: &Path) {
+/// Unmounts what is mounted in a bundle's room.
+pub fn clear(room: &Path) {
     let entries = fs::read_dir(room).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| is_layer(&entry.file_name())) {
+    for entry in entries.filter(|entry| is_mounted(&entry.file_name())) {
         // What stays mounted is told when the room cannot be removed.
         let _ = remove(&entry.path());
     }
 }
 
-fn is_layer(name: &OsStr) -> bool {
-    name.to_str().is_some_and(|name| name.starts_with(LAYER))
+fn is_mounted(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with(MOUNTED))
 }
 
 /// A mount's place, which containerd gives relative to the root file system.
@@ -242,7 +242,7 @@ impl Lowers {
             let mut mapped = Vec::new();
             for lower in list.split(':') {
                 let tree = runtime::mapped_mount(Path::new(lower), &options.uids, &options.gids)?;
-                let place = room.join(format!("{LAYER}{}", self.0.len()));
+                let place = room.join(format!("{MOUNTED}{}", self.0.len()));
                 fs::create_dir_all(&place)?;
                 self.0.push(place.clone());
                 attach(tree.as_fd(), &place)?;

@@ -11,20 +11,26 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::cgroups_v2::metrics::Metrics;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::sandbox_api::{
+    CreateSandboxRequest, SandboxStatusRequest, ShutdownSandboxRequest, StartSandboxRequest,
+    StopSandboxRequest, WaitSandboxRequest,
+};
 use containerd_shim_protos::ttrpc::Code;
 use containerd_shim_protos::types::mount::Mount;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
 use crate::Test;
 use crate::containerd::{Node, Shim, call, container_spec, read_all, sandbox_spec};
-use crate::pods::{code, run};
+use crate::pods::{code, create_sandbox, pod_config, run};
 
 /// All of them.
-pub const TESTS: [Test; 7] = [
+pub const TESTS: [Test; 8] = [
     ("shared_a_pod_lives_and_leaves_nothing", || run(lives())),
     ("shared_an_exec_reads_and_writes", || run(exec())),
     ("shared_a_terminal_is_carried", || run(terminal())),
@@ -32,6 +38,9 @@ pub const TESTS: [Test; 7] = [
     ("shared_without_pids_of_its_own_all_end", || run(siblings())),
     ("shared_a_killed_shim_is_cleaned_up_after", || run(killed())),
     ("shared_errors_leave_nothing", || run(errors())),
+    ("shared_a_sandbox_by_the_sandbox_api_lives", || {
+        run(sandbox_api())
+    }),
 ];
 
 async fn node() -> Node {
@@ -56,8 +65,7 @@ fn rootfs(id: &str) -> Vec<Mount> {
     }]
 }
 
-fn request(shim: &Shim, node: &Node, id: &str) -> CreateTaskRequest {
-    let _ = shim;
+fn request_of(node: &Node, id: &str) -> CreateTaskRequest {
     CreateTaskRequest {
         id: id.into(),
         bundle: node.bundle_dir(id).to_str().unwrap().into(),
@@ -83,7 +91,7 @@ async fn alone(node: &Node, script: &str, stdout: &str) -> (Shim, u32) {
     let shim = node.start("c1", &spec(json!(["sh", "-c", script]))).await;
     let request = CreateTaskRequest {
         stdout: stdout.into(),
-        ..request(&shim, node, "c1")
+        ..request_of(node, "c1")
     };
     let pid = shim.create(request).await.unwrap();
     assert_eq!(shim.start("c1", "").await.unwrap(), pid);
@@ -107,7 +115,7 @@ async fn lives() {
         "args": ["sleep", "1000"], "env": ["PATH=/usr/bin:/bin"]});
     sandbox["root"] = json!({"path": "rootfs"});
     let shim = node.start("s1", &sandbox).await;
-    let holder = shim.create(request(&shim, &node, "s1")).await.unwrap();
+    let holder = shim.create(request_of(&node, "s1")).await.unwrap();
     shim.start("s1", "").await.unwrap();
 
     let mut spec = spec(json!(["sh", "-c", "hostname; echo oops >&2; exit 7"]));
@@ -121,7 +129,7 @@ async fn lives() {
     let create = CreateTaskRequest {
         stdout,
         stderr,
-        ..request(&shim, &node, "c1")
+        ..request_of(&node, "c1")
     };
     let pid = shim.create(create).await.unwrap();
     assert_eq!(
@@ -234,7 +242,7 @@ async fn terminal() {
         stdin: stdin.clone(),
         stdout,
         terminal: true,
-        ..request(&shim, &node, "c1")
+        ..request_of(&node, "c1")
     };
     shim.create(create).await.unwrap();
     let resize = ResizePtyRequest {
@@ -328,7 +336,7 @@ async fn siblings() {
     let (stdout, out) = node.output("out");
     let create = CreateTaskRequest {
         stdout,
-        ..request(&shim, &node, "c1")
+        ..request_of(&node, "c1")
     };
     shim.create(create).await.unwrap();
     shim.start("c1", "").await.unwrap();
@@ -362,7 +370,7 @@ async fn killed() {
 async fn errors() {
     let node = node().await;
     let shim = node.start("c1", &spec(json!(["/nowhere"]))).await;
-    let error = code(shim.create(request(&shim, &node, "c1")).await.unwrap_err());
+    let error = code(shim.create(request_of(&node, "c1")).await.unwrap_err());
     assert!(error.1.contains("/nowhere"), "{error:?}");
     assert_clean_but_for_the_socket(&node);
     // A root file system that cannot be.
@@ -373,14 +381,14 @@ async fn errors() {
             options: vec!["lowerdir=/nowhere".into()],
             ..Default::default()
         }],
-        ..request(&shim, &node, "c1")
+        ..request_of(&node, "c1")
     };
     let error = code(shim.create(create).await.unwrap_err());
     assert!(error.1.contains("overlay root file system"), "{error:?}");
     // A stream that cannot be.
     let create = CreateTaskRequest {
         stdout: "/etc/passwd".into(),
-        ..request(&shim, &node, "c1")
+        ..request_of(&node, "c1")
     };
     let error = code(shim.create(create).await.unwrap_err());
     assert!(error.1.contains("FIFO"), "{error:?}");
@@ -392,6 +400,98 @@ async fn errors() {
     shim.shutdown("c1").await;
     assert_eq!(node.events(), [""; 0]);
     assert_clean(&node, &["c1"]);
+}
+
+/// A network namespace as the CNI leaves one.
+fn netns() -> String {
+    let path = "/run/netns-of-a-pod";
+    fs::write(path, "").unwrap();
+    let make = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let own = Some("/proc/thread-self/ns/net");
+        mount(own, path, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    });
+    make.join().unwrap();
+    path.to_owned()
+}
+
+/// Nobody gives it a pause container: what holds its namespaces is the shim's affair.
+async fn sandbox_api() {
+    let node = node().await;
+    let shim = node.start_without_spec("s1").await;
+    let (api, id) = (&shim.sandbox, || "s1".to_owned());
+    // By its configuration the operator chooses; the request's options are the pod's.
+    let request = CreateSandboxRequest {
+        netns_path: netns(),
+        ..create_sandbox(&shim, pod_config("pod"))
+    };
+    api.create_sandbox(call(), &request).await.unwrap();
+    let error = api.create_sandbox(call(), &request).await.unwrap_err();
+    assert_eq!(code(error).0, Code::ALREADY_EXISTS);
+    let start = StartSandboxRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    let holder = api.start_sandbox(call(), &start).await.unwrap().pid;
+    let status = SandboxStatusRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    let state = || async { api.sandbox_status(call(), &status).await.unwrap().state };
+    assert_eq!(state().await, "SANDBOX_READY");
+
+    // In its pid namespace too, whose first process is the holder: orphans are collected.
+    let script = "hostname; cat /etc/hostname; stat -fc %T /dev/shm; (sleep 0.1 &); sleep 0.3; \
+                  grep -l '^State:.Z' /proc/[0-9]*/status; echo $$; exec sleep 1000";
+    let mut spec = spec(json!(["sh", "-c", script]));
+    spec["annotations"] = container_spec(json!([]), Some(holder))["annotations"].clone();
+    let joined = ["pid", "ipc", "uts", "network"].map(|kind| {
+        let name = if kind == "network" { "net" } else { kind };
+        json!({"type": kind, "path": format!("/proc/{holder}/ns/{name}")})
+    });
+    spec["linux"]["namespaces"] = json!([&joined[..], &[json!({"type": "mount"})]].concat());
+    node.bundle("c1", &spec);
+    assert!(node.shim("c1", "start").status.success());
+    let (stdout, out) = node.output("out");
+    let create = CreateTaskRequest {
+        stdout,
+        ..request_of(&node, "c1")
+    };
+    shim.create(create).await.unwrap();
+    shim.start("c1", "").await.unwrap();
+    shim.exec("c1", "e1", json!(["sleep", "1000"]), "", "")
+        .await
+        .unwrap();
+    shim.start("c1", "e1").await.unwrap();
+
+    let stop = StopSandboxRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    let wait = WaitSandboxRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    let mut lines = String::new();
+    let mut out = tokio::io::BufReader::new(out);
+    for _ in 0..4 {
+        out.read_line(&mut lines).await.unwrap();
+    }
+    assert_eq!(lines, "pod\npod\ntmpfs\n2\n");
+    api.stop_sandbox(call(), &stop).await.unwrap();
+    let ended = api.wait_sandbox(call(), &wait).await.unwrap();
+    assert_eq!(ended.exit_status, 0, "it was asked to");
+    assert_eq!(state().await, "SANDBOX_NOTREADY");
+    assert_eq!(shim.wait("c1", "").await, 137);
+    shim.delete("c1", "").await.unwrap();
+    let shutdown = ShutdownSandboxRequest {
+        sandbox_id: id(),
+        ..Default::default()
+    };
+    api.shutdown_sandbox(call(), &shutdown).await.unwrap();
+    shim.shutdown("s1").await;
+    assert!(!node.events().iter().any(|event| event.contains("s1")));
+    assert_clean(&node, &["s1", "c1"]);
 }
 
 fn assert_clean_but_for_the_socket(node: &Node) {
