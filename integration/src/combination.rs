@@ -59,6 +59,12 @@ pub const ALL: [Combination; 8] = [
     combination("1.7-runc-joey", "1.7", "runc-joey", Way::Command),
 ];
 
+/// Whether the pods of a runtime handler have a VM each.
+pub fn has_vm(handler: &str) -> bool {
+    ALL.iter()
+        .any(|combination| combination.handler == handler && combination.has_vm())
+}
+
 impl Combination {
     /// Whether it is containerd 1.7, which can do less than the newer ones.
     pub fn is_containerd_1_7(&self) -> bool {

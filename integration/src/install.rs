@@ -11,6 +11,8 @@ pub const BIN: &str = "/usr/local/bin";
 pub const SHARE: &str = "/usr/local/share/joey";
 /// What goes to [`BIN`].
 pub const BINARIES: [&str; 3] = ["containerd-shim-joey-v2", "joey-vmm", "joeyctl"];
+/// The OCI engine's command, which goes to [`BIN`] where the build has made it.
+pub const COMMAND: &str = "joey";
 /// What goes to [`SHARE`].
 pub const GUEST: [&str; 2] = ["vmlinux", "agent.cpio"];
 /// Where the tests find `treesum` in the test host.
@@ -60,9 +62,13 @@ fn directory() -> PathBuf {
 pub fn add_joey(layer: Layer) -> Result<Layer, Error> {
     let from = build()?;
     let treesum = crate::testbed::build("testhost/build-init.sh", &["treesum"])?;
-    let layer = BINARIES.iter().fold(layer, |layer, name| {
-        layer.file(from.join(name), format!("{BIN}/{name}"), 0o755)
-    });
+    let command = Some(COMMAND).filter(|name| from.join(name).exists());
+    let layer = BINARIES
+        .into_iter()
+        .chain(command)
+        .fold(layer, |layer, name| {
+            layer.file(from.join(name), format!("{BIN}/{name}"), 0o755)
+        });
     let layer = GUEST.iter().fold(layer, |layer, name| {
         layer.file(from.join(name), format!("{SHARE}/{name}"), 0o644)
     });

@@ -49,11 +49,12 @@ const BULK: [&str; 3] = [
 
 /// Tests of the VM itself, which say nothing where pods run on the host's kernel, and what
 /// of it they are about.
-const OF_THE_VM: [(&str, &str); 26] = [
+const OF_THE_VM: [(&str, &str); 27] = [
     ("pods::kernel_is_the_guests", "the guest's kernel"),
     ("storage::host_holds_one_copy", "images in the VM's window"),
     ("network::guest_has", "the network as the guest is told it"),
     ("ports::many_at_once", "the shim's forwarder"),
+    ("ports::a_port_that_nobody", "the shim's forwarder"),
     ("volumes::nothing_of_the_host", "virtiofsd's confinement"),
     ("volumes::block_device", "the VM's spare disks"),
     ("volumes::empty_dir_on_disk", "the VM's scratch disk"),

@@ -1,5 +1,6 @@
 //! Pods on the host's kernel: what a VM cannot give them, and containerd's shim for runc can.
 
+use integration::combination::Combination;
 use libtest_mimic::Trial;
 use serde_json::json;
 
@@ -30,9 +31,15 @@ fn kernel_is_the_hosts() {
 fn namespaces_of_the_host() {
     let before = leaks::snapshot();
     {
-        let host = json!({"linux": {"security_context": {
-            "namespace_options": {"network": 2, "pid": 2, "ipc": 2},
-        }}});
+        // By the Sandbox API containerd 2.1 panics at a pod in the host's network, before it
+        // asks the shim.
+        let mut options = json!({"pid": 2, "ipc": 2});
+        let mut namespaces = vec!["pid", "ipc"];
+        if !Combination::of_this_run().is_by_sandbox_api() {
+            options["network"] = json!(2);
+            namespaces.push("net");
+        }
+        let host = json!({"linux": {"security_context": {"namespace_options": options}}});
         // The host's name goes with the host's network.
         let mut config = host.clone();
         config["hostname"] = json!(sh("hostname"));
@@ -41,7 +48,7 @@ fn namespaces_of_the_host() {
         plan["command"] = json!(["sleep", "1000"]);
         let container = pod.create(BUSYBOX, plan);
         sh(&format!("crictl start {}", container.id));
-        for namespace in ["net", "pid", "ipc"] {
+        for namespace in namespaces {
             let link = format!("readlink /proc/self/ns/{namespace}");
             assert_eq!(container.sh(&link), sh(&link), "{namespace}");
         }
