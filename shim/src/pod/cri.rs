@@ -361,6 +361,49 @@ mod tests {
     }
 
     #[test]
+    fn on_the_hosts_kernel_a_pod_may_have_the_hosts_namespaces() {
+        let plan = |network: NamespaceMode, user: NamespaceMode| {
+            let options = NamespaceOption {
+                network: network.into(),
+                pid: network.into(),
+                ipc: NamespaceMode::POD.into(),
+                userns_options: MessageField::some(UserNamespace {
+                    mode: user.into(),
+                    uids: vec![IDMapping {
+                        host_id: 1000,
+                        container_id: 0,
+                        length: 10,
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let config = PodSandboxConfig {
+                linux: MessageField::some(LinuxPodSandboxConfig {
+                    security_context: MessageField::some(LinuxSandboxSecurityContext {
+                        namespace_options: MessageField::some(options),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            shared(Some(&any(&config)), "/run/netns/x", "k8s.io", "abc").unwrap()
+        };
+        let host = plan(NamespaceMode::NODE, NamespaceMode::NODE);
+        assert_eq!(
+            (host.netns, host.host_pids, host.host_ipc),
+            (None, true, false)
+        );
+        assert!(host.uids.is_empty());
+        let own = plan(NamespaceMode::POD, NamespaceMode::POD);
+        assert_eq!(own.netns.as_deref(), Some(Path::new("/run/netns/x")));
+        assert!(!own.host_pids);
+        assert_eq!(own.uids[0].host_id(), 1000);
+    }
+
+    #[test]
     fn other_options_are_refused_by_name() {
         let options = Any {
             type_url: "types.example.com/Other".into(),

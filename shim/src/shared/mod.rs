@@ -80,6 +80,12 @@ impl SharedPod {
     /// When it cannot watch for ends.
     pub fn new(publisher: Publisher) -> Result<Arc<Self>> {
         let watch = |error| Error::Failed(format!("cannot watch processes: {error}"));
+        let threads = std::fs::read_dir("/proc/self/task").map_err(watch)?.count();
+        if threads != 1 {
+            return Err(Error::Failed(format!(
+                "the shim has {threads} threads, and can only fork with one: start the pod anew"
+            )));
+        }
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(|error| watch(error.into()))?;
         let mut children = signal(SignalKind::child()).map_err(watch)?;
