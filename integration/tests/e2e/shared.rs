@@ -23,7 +23,6 @@ fn kernel_is_the_hosts() {
     assert_eq!(container.sh("uname -r"), sh("uname -r"));
     // Its own of everything else.
     assert_ne!(container.sh("hostname"), sh("hostname"));
-    assert_eq!(container.sh("cat /proc/1/comm"), "sleep");
     assert_eq!(container.sh("ls /sys/class/net | sort | xargs"), "eth0 lo");
 }
 
@@ -42,7 +41,7 @@ fn namespaces_of_the_host() {
         let host = json!({"linux": {"security_context": {"namespace_options": options}}});
         // The host's name goes with the host's network.
         let mut config = host.clone();
-        config["hostname"] = json!(sh("hostname"));
+        config["hostname"] = json!("");
         let pod = Pod::with(handler(), config);
         let mut plan = host;
         plan["command"] = json!(["sleep", "1000"]);
@@ -78,8 +77,13 @@ fn one_pid_namespace() {
     let two = pod.create(BUSYBOX, in_pod);
     sh(&format!("crictl start {}", two.id));
     assert_eq!(two.sh("ps | grep -c '[s]leep 1000'"), "2");
-    one.sh("(sleep 0.1 &)");
-    two.sh("for i in $(seq 100); do ps -o stat | grep -q Z || exit 0; sleep 0.1; done; ps; exit 1");
+    if Combination::of_this_run().is_by_sandbox_api() {
+        // The tests' pause image collects nobody; the shim's own holder of namespaces does.
+        one.sh("(sleep 0.1 &)");
+        two.sh(
+            "for i in $(seq 100); do ps -o stat | grep -q Z || exit 0; sleep 0.1; done; ps; exit 1",
+        );
+    }
     sh(&format!("crictl stop -t 0 {}", one.id));
     assert_eq!(two.sh("ps | grep -c '[s]leep 1000'"), "1");
 }

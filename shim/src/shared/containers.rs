@@ -11,7 +11,7 @@ use containerd_shim_protos::protobuf::MessageField;
 use oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec, Spec};
 use runtime::{CgroupDriver, CreateOptions, Launched, TerminalSize};
 
-use super::{Container, Live, Member, SharedPod, room, root, rootfs};
+use super::{Container, Live, Member, SharedPod, remains, room, root, rootfs};
 use crate::error::{Error, Result};
 use crate::process::Process;
 use crate::streams::host::{Prepared, prepare};
@@ -86,8 +86,15 @@ impl SharedPod {
         let process = &container.init.process;
         let size = *container.init.size();
         let (prepared, io) = prepare(&process.stdio, size).await.map_err(Error::failed)?;
+        let home = self.home.get_or_init(|| container.bundle.clone());
+        remains::add_member(home, &request.id, &container.bundle).map_err(|error| {
+            Error::Failed(format!("cannot write to {}: {error}", home.display()))
+        })?;
         let (engine, launched, streams) = build(&container.bundle, request, spec, io, prepared)
-            .inspect_err(|_| clear(&container.bundle))?;
+            .inspect_err(|_| {
+                clear(&container.bundle);
+                remains::remove_member(home, &request.id);
+            })?;
         let pid = launched.pid;
         *process.streams() = Some(streams);
         let live = Live {
@@ -142,6 +149,9 @@ impl SharedPod {
         self.oom.forget(id);
         rootfs::remove(&root(&container.bundle)).map_err(Error::failed)?;
         remove_room(&container.bundle);
+        if let Some(home) = self.home.get() {
+            remains::remove_member(home, id);
+        }
         for exec in container.execs().values() {
             drop(exec.process.streams().take());
         }

@@ -38,6 +38,8 @@ pub struct SharedPod {
     oom: OomWatch,
     /// What [`Process`] counts streams with; those here need no ids.
     streams: AtomicU64,
+    /// The bundle of what came first, by which all is found again.
+    home: OnceLock<PathBuf>,
     /// The sandbox, unless it is one of the containers.
     sandbox: Mutex<Option<Arc<SharedSandbox>>>,
 }
@@ -95,6 +97,7 @@ impl SharedPod {
             reaper: Reaper::default(),
             oom: OomWatch::new().map_err(watch)?,
             streams: AtomicU64::new(1),
+            home: OnceLock::new(),
             sandbox: Mutex::new(None),
         });
         let reaping = pod.clone();
@@ -188,7 +191,8 @@ impl Member {
     }
 }
 
-/// The directory in a bundle that holds what is kept of its container.
+/// The directory in a bundle that holds what is kept of its container. Beside the engine's
+/// directory of the container, names in it have a plus sign, which no id has.
 fn room(bundle: &Path) -> PathBuf {
     bundle.join("joey")
 }

@@ -88,6 +88,7 @@ impl SharedPod {
             return Err(Error::Exists(format!("sandbox {id} exists already")));
         }
         let etc = plan.etc.clone();
+        self.home.get_or_init(|| bundle.clone());
         let made = make_holder(&id, &bundle, plan).inspect_err(|_| {
             // The error is what counts.
             remains::of_bundle(&bundle, &id);
@@ -254,7 +255,7 @@ fn make_holder(
     plan: Plan,
 ) -> Result<(runtime::Container, runtime::Launched)> {
     let room = room(bundle);
-    let root = room.join("root");
+    let root = room.join("pod+root");
     let system = |path: &Path, error: std::io::Error| {
         Error::Failed(format!("cannot make {}: {error}", path.display()))
     };
@@ -339,7 +340,7 @@ fn holder_spec(root: &Path, plan: Plan) -> Result<Spec> {
 /// One of the pod's own files, by its path in containers.
 fn etc_file(room: &Path, path: &str) -> PathBuf {
     let name = path.rsplit('/').next().unwrap_or(path);
-    room.join(name)
+    room.join(format!("pod+{name}"))
 }
 
 fn shm(room: &Path) -> PathBuf {

@@ -351,6 +351,16 @@ async fn siblings() {
 async fn killed() {
     let node = node().await;
     let (shim, pid) = alone(&node, "exec sleep 1000", "").await;
+    // Another of the pod, which containerd 2 does not ask about.
+    let mut other = spec(json!(["sleep", "1000"]));
+    other["annotations"] = json!({
+        "io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "c1",
+    });
+    other["linux"]["cgroupsPath"] = json!("/test/c2");
+    node.bundle("c2", &other);
+    assert!(node.shim("c2", "start").status.success());
+    shim.create(request_of(&node, "c2")).await.unwrap();
+    shim.start("c2", "").await.unwrap();
     let shim_pid: i32 = fs::read_to_string(format!("/proc/{pid}/status"))
         .unwrap()
         .lines()
@@ -361,8 +371,7 @@ async fn killed() {
     let output = node.shim("c1", "delete");
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
-    assert!(!Path::new("/sys/fs/cgroup/test/c1").exists());
-    assert_clean(&node, &["c1"]);
+    assert_clean(&node, &["c1", "c2"]);
     // Again, as after a normal end.
     assert!(node.shim("c1", "delete").status.success());
 }
