@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test.sh all: every test; the end-to-end suite without its bulk with one combination of
-# containerd and its ways, and in brief with the others.
+# containerd, its ways and what pods run on, and in brief with others.
 # test.sh matrix: the whole end-to-end suite with each.
 #
 # Two test hosts run side by side: one keeps one processor busy.
@@ -8,7 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # What runs in the background ends with us.
 trap 'trap - INT TERM; kill 0' INT TERM
-ways=(2.1-podsandbox 2.1-shim 1.7-podsandbox)
+ways=(2.1-podsandbox 2.1-shim 1.7-podsandbox
+    2.1-joey-runc 2.1-joey-runc-shim 1.7-joey-runc 2.1-runc-joey 1.7-runc-joey)
+brief=(2.1-shim 1.7-podsandbox 2.1-joey-runc 2.1-joey-runc-shim 2.1-runc-joey)
 
 # Made before: two cargos would wait for each other.
 cargo test --workspace --no-run
@@ -30,14 +32,14 @@ show() {
 
 case ${1:-} in
 all)
-    (e2e "${ways[1]}" brief && e2e "${ways[2]}" brief) &
+    (for way in "${brief[@]}"; do e2e "$way" brief || exit; done) &
     others=$!
     cargo test --workspace &
     status=0
     # Unlike a command in the foreground, this is interrupted by a signal.
     wait "$!" || status=$?
     wait "$others" || status=$?
-    show "${ways[@]:1}"
+    show "${brief[@]}"
     exit "$status"
     ;;
 matrix)

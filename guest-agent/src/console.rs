@@ -118,7 +118,7 @@ fn launch(
     let attached = prepared.attach(master)?;
     let process = Process::new("", "", child.id(), pidfd, Ending::default(), attached);
     let process = Arc::new(process);
-    tasks.reaper.register(Arc::clone(&process));
+    tasks.reaper.register(process.pid, Arc::clone(&process));
     Ok(process)
 }
 

@@ -10,6 +10,8 @@ use tokio::sync::watch;
 use crate::stdio::Attached;
 use crate::sys;
 
+pub use crate::sys::signal;
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
@@ -123,6 +125,23 @@ impl Process {
     /// Ends its input; see [`Attached::close_stdin`].
     pub fn close_stdin(&self) {
         self.stdio.close_stdin();
+    }
+}
+
+/// Follows a process that has been made to its command: `advance` goes as far as it has
+/// come, and `watched` tells when to look again. `unwatched` says that it cannot be watched.
+pub async fn follow<T, E>(
+    watched: io::Result<OwnedFd>,
+    unwatched: impl Fn(io::Error) -> E,
+    mut advance: impl FnMut() -> Result<Option<T>, E>,
+) -> Result<T, E> {
+    let watched = watched.and_then(sys::watch).map_err(&unwatched)?;
+    loop {
+        let mut ready = watched.readable().await.map_err(&unwatched)?;
+        if let Some(done) = advance()? {
+            return Ok(done);
+        }
+        ready.clear_ready();
     }
 }
 

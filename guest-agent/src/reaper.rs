@@ -1,4 +1,5 @@
-//! Collects every process that ends below PID 1 and reports those that the host knows.
+//! Collects every process that ends below this one, which adopts orphans, and reports those
+//! that somebody knows.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,24 +13,31 @@ use crate::process::{Exit, Process};
 /// A process is registered, or expected, in the same step of the event loop that makes
 /// it, and only [`Reaper::reap`] collects processes: an id cannot be reused in between,
 /// and a process that ends at once is still found.
-#[derive(Default)]
-pub struct Reaper(Mutex<Known>);
+pub struct Reaper<P = Process>(Mutex<Known<P>>);
 
-#[derive(Default)]
-struct Known {
-    processes: HashMap<u32, Arc<Process>>,
+struct Known<P> {
+    processes: HashMap<u32, Arc<P>>,
     /// Those that are on their way to their commands, with their ends.
     expected: HashMap<u32, Option<Exit>>,
 }
 
-impl Reaper {
-    fn known(&self) -> MutexGuard<'_, Known> {
+impl<P> Default for Reaper<P> {
+    fn default() -> Self {
+        Self(Mutex::new(Known {
+            processes: HashMap::new(),
+            expected: HashMap::new(),
+        }))
+    }
+}
+
+impl<P> Reaper<P> {
+    fn known(&self) -> MutexGuard<'_, Known<P>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Watches for the end of `process`.
-    pub fn register(&self, process: Arc<Process>) {
-        self.known().processes.insert(process.pid, process);
+    /// Watches for the end of `process`, whose id is `pid`.
+    pub fn register(&self, pid: u32, process: Arc<P>) {
+        self.known().processes.insert(pid, process);
     }
 
     /// Keeps the end of a process until it is [registered](Self::register_expected) or
@@ -40,11 +48,11 @@ impl Reaper {
 
     /// Watches for the end of a process that was expected; answers with it when it has
     /// come already.
-    pub fn register_expected(&self, process: &Arc<Process>) -> Option<Exit> {
+    pub fn register_expected(&self, pid: u32, process: &Arc<P>) -> Option<Exit> {
         let mut known = self.known();
-        let exit = known.expected.remove(&process.pid).flatten();
+        let exit = known.expected.remove(&pid).flatten();
         if exit.is_none() {
-            known.processes.insert(process.pid, Arc::clone(process));
+            known.processes.insert(pid, Arc::clone(process));
         }
         exit
     }
@@ -56,7 +64,7 @@ impl Reaper {
 
     /// Collects everything that has ended and answers with what was registered of it,
     /// in the order in which the kernel gives it. The others are orphans.
-    pub fn reap(&self) -> Vec<(Arc<Process>, Exit)> {
+    pub fn reap(&self) -> Vec<(Arc<P>, Exit)> {
         let mut ended = Vec::new();
         // An error is ECHILD: there are no processes at all.
         while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {

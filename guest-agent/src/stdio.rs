@@ -278,11 +278,12 @@ async fn copy_output(claim: Option<Claim>, mut source: impl AsyncRead + Unpin) {
 }
 
 /// The master side of a terminal. Clones share it.
-#[derive(Clone)]
-struct Terminal(Arc<AsyncFd<OwnedFd>>);
+#[derive(Clone, Debug)]
+pub struct Terminal(Arc<AsyncFd<OwnedFd>>);
 
 impl Terminal {
-    fn new(master: OwnedFd) -> io::Result<Self> {
+    /// Puts it on the event loop.
+    pub fn new(master: OwnedFd) -> io::Result<Self> {
         let flags = rustix::fs::fcntl_getfl(&master)?;
         rustix::fs::fcntl_setfl(&master, flags | OFlags::NONBLOCK)?;
         Ok(Self(Arc::new(sys::watch(master)?)))

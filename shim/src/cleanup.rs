@@ -12,19 +12,20 @@ use crate::bootstrap::{address, socket_path};
 use crate::events::timestamp;
 use crate::host::record::StateDir;
 use crate::host::remains;
-use crate::sandbox::KILLED;
+use crate::process::KILLED;
+use crate::shared;
 
-/// Removes the sandbox of a bundle. What cannot be removed is named on standard
+/// Removes the sandbox, or the container on the host's kernel, of a bundle. What cannot be removed is named on standard
 /// error, which containerd logs; the rest is removed all the same. After a normal
 /// end there is nothing left to do.
 pub fn delete(flags: &Flags, bundle: &Path) -> DeleteResponse {
-    let pid = StateDir::of_bundle(bundle).map_or(0, |state_dir| {
-        let (pid, errors) = remains::of_sandbox(&state_dir);
-        for error in errors {
-            eprintln!("removing what sandbox {} left: {error}", flags.id);
-        }
-        pid
-    });
+    let of_vm = || StateDir::of_bundle(bundle).map(|dir| remains::of_sandbox(&dir));
+    let (pid, errors) = shared::remains::of_bundle(bundle, &flags.id)
+        .or_else(|| of_vm().ok())
+        .unwrap_or_default();
+    for error in errors {
+        eprintln!("removing what {} left: {error}", flags.id);
+    }
     let socket = socket_path(&address(flags, &flags.id));
     if let Err(error) = std::fs::remove_file(&socket)
         && error.kind() != std::io::ErrorKind::NotFound

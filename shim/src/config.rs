@@ -16,10 +16,23 @@ const MAX_VCPUS: u8 = 32;
 const MIN_MEMORY_MIB: u32 = 64;
 const MIN_SCRATCH_MIB: u64 = 16;
 
+/// What pods run on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// A microVM each.
+    #[default]
+    Vm,
+    /// The host's kernel, as with runc.
+    Runc,
+}
+
 /// The operator's settings.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// What pods run on. With `runc` nothing else here counts.
+    pub mode: Mode,
     /// The guest kernel: an uncompressed x86-64 ELF (`vmlinux`).
     pub kernel: PathBuf,
     /// The initramfs that holds the agent: a cpio archive.
@@ -60,6 +73,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            mode: Mode::default(),
             kernel: "/usr/local/share/joey/vmlinux".into(),
             agent: "/usr/local/share/joey/agent.cpio".into(),
             vmm: "/usr/local/bin/joey-vmm".into(),

@@ -1,4 +1,5 @@
-//! containerd's shim for joey: one process per pod, owner of the pod's microVM.
+//! containerd's shim for joey: one process per pod, owner of the pod's microVM, or of its
+//! containers on the host's kernel ([`shared`]).
 
 pub mod bootstrap;
 pub mod cleanup;
@@ -20,6 +21,7 @@ pub mod process;
 pub mod sandbox;
 pub mod server;
 pub mod service;
+pub mod shared;
 pub mod stages;
 pub mod streams;
 pub mod task_state;

@@ -94,6 +94,17 @@ pub struct Etc {
     pub resolv_conf: Vec<u8>,
 }
 
+impl Etc {
+    /// Each file's path in containers, and its content.
+    pub fn files(&self) -> [(&'static str, &[u8]); 3] {
+        [
+            ("/etc/hostname", self.hostname.as_bytes()),
+            ("/etc/hosts", &self.hosts),
+            ("/etc/resolv.conf", &self.resolv_conf),
+        ]
+    }
+}
+
 impl PodSpec {
     /// By the OCI spec of a sandbox, or of a container that has one to itself.
     ///

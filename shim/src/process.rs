@@ -2,17 +2,30 @@
 //! or an exec.
 
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::{DeleteResponse, StateResponse, WaitResponse};
-use containerd_shim_protos::events::task::TaskExit;
+use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
 use tokio::sync::{RwLock, RwLockReadGuard, watch};
+use tokio::time::{Instant, timeout};
 
+use crate::error::{Error, Result};
 use crate::events::{Publisher, timestamp};
 use crate::streams::{Stdio, StreamIds, Streams};
-use crate::task_state::{Exit, Exited, TaskState};
+use crate::task_state::{Exit, Exited, TaskState, TransitionError};
+
+/// Exit status of whatever is killed with what it lives in: 128 + SIGKILL.
+pub const KILLED: u32 = 137;
+
+/// How long execs may take to be reported after their container's end, which
+/// containerd must hear of last.
+const EXEC_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long containerd may take to hear of a kill before the end of the container is
+/// reported all the same.
+const OOM_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One process.
 #[derive(Debug)]
@@ -124,6 +137,14 @@ impl Process {
         }
     }
 
+    /// Whether it is on its way or there.
+    pub fn runs(&self) -> bool {
+        !matches!(
+            *self.state(),
+            TaskState::Created { .. } | TaskState::Stopped { .. }
+        )
+    }
+
     /// Waits for its end, but no longer than `time`. Returns whether it ended.
     pub async fn wait_at_most(&self, time: Duration) -> bool {
         tokio::time::timeout(time, self.wait()).await.is_ok()
@@ -184,6 +205,48 @@ impl Process {
     }
 }
 
+/// Takes a step of a process's state, and names the process if it is not possible.
+///
+/// # Errors
+/// When it is not possible.
+pub fn step<T>(
+    process: &Process,
+    step: impl FnOnce(&mut TaskState) -> std::result::Result<T, TransitionError>,
+) -> Result<T> {
+    step(&mut process.state())
+        .map_err(|error| Error::State(format!("process {}: {error}", process.id())))
+}
+
+/// Reports the end of a container's first process, which containerd must hear of last:
+/// `execs` are its others that run.
+pub async fn finish_last(
+    init: &Process,
+    execs: Vec<Arc<Process>>,
+    exit: Exit,
+    publisher: &Publisher,
+) {
+    let deadline = Instant::now() + EXEC_PATIENCE;
+    for exec in execs {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if !exec.wait_at_most(left).await {
+            exec.finish(Exit::now(KILLED), publisher);
+        }
+    }
+    init.answered().await;
+    init.finish(exit, publisher);
+}
+
+/// Tells containerd that a container has lost a process for want of memory, and lets
+/// it take that in: it is the reason of the end that may follow, which containerd
+/// hears of by another way.
+pub async fn publish_oom(publisher: &Publisher, container: &str) {
+    publisher.publish(&TaskOOM {
+        container_id: container.to_owned(),
+        ..Default::default()
+    });
+    let _ = timeout(OOM_PATIENCE, publisher.flush()).await;
+}
+
 /// containerd's answer to Wait.
 pub fn wait_response(exit: Exit) -> WaitResponse {
     WaitResponse {
@@ -195,8 +258,6 @@ pub fn wait_response(exit: Exit) -> WaitResponse {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::timeout;
-
     use super::*;
 
     #[tokio::test]

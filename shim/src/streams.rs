@@ -1,6 +1,8 @@
 //! A process's standard streams: containerd's FIFOs on one side, one vsock
 //! connection each on the other, and a pump in between that stops reading while
-//! the reader of the other side does.
+//! the reader of the other side does. Processes on the host need fewer pumps ([`host`]).
+
+pub mod host;
 
 use std::fs::File;
 use std::io;
@@ -12,7 +14,7 @@ use std::time::Duration;
 
 use rustix::fs::fstat;
 use rustix::io::ioctl_fionread;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::{self, Receiver, Sender};
 use tokio::runtime::Handle;
@@ -48,7 +50,7 @@ pub struct Stdio {
     pub stdout: String,
     /// Written by the process; not with a terminal.
     pub stderr: String,
-    /// Whether stdin and stdout are a terminal in the guest.
+    /// Whether stdin and stdout are a terminal.
     pub terminal: bool,
 }
 
@@ -113,6 +115,14 @@ pub enum StreamError {
         /// The FIFO.
         path: PathBuf,
     },
+    /// A terminal or a descriptor cannot be used.
+    #[error("cannot connect the {name}")]
+    System {
+        /// The stream, or the terminal.
+        name: &'static str,
+        /// Why.
+        source: io::Error,
+    },
     /// The guest does not take the stream.
     #[error("cannot connect the {name} stream")]
     Guest {
@@ -131,6 +141,8 @@ pub struct Streams {
     stdin_keeper: Option<Sender>,
     input: Option<Pump>,
     output: Vec<Pump>,
+    /// Output FIFOs that the process writes to itself.
+    own: Vec<host::Own>,
     /// Bytes of output that have reached the FIFOs.
     written: Arc<AtomicU64>,
 }
@@ -173,7 +185,7 @@ impl Streams {
         Ok(streams)
     }
 
-    fn pump(&mut self, guest: UnixStream, sink: Sink) {
+    fn pump(&mut self, guest: impl AsyncRead + Send + Unpin + 'static, sink: Sink) {
         let pump = tokio::spawn(pump_out(guest, sink, self.written.clone()));
         self.output.push(Pump(pump));
     }
@@ -375,8 +387,8 @@ async fn pump_in(mut fifo: Receiver, guest: UnixStream) {
     }
 }
 
-/// Until the guest has no more to say.
-async fn pump_out(mut guest: UnixStream, mut sink: Sink, written: Arc<AtomicU64>) {
+/// Until the guest, or a terminal, has no more to say.
+async fn pump_out(mut guest: impl AsyncRead + Unpin, mut sink: Sink, written: Arc<AtomicU64>) {
     let mut buffer = vec![0; BUFFER];
     while let Some(Ends { sender, .. }) = &mut sink.0 {
         match guest.read(&mut buffer).await {

@@ -136,7 +136,7 @@ impl Tasks {
             attached,
         );
         let init = Arc::new(init);
-        self.reaper.register(Arc::clone(&init));
+        self.reaper.register(init.pid, Arc::clone(&init));
         if let Err(error) = self.oom.watch(&new.id, container.cgroup_path()) {
             log::warn!(
                 "container {}: cannot watch for lack of memory: {error}",

@@ -1,7 +1,7 @@
 //! Processes: added to a container, and started.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use oci_spec::runtime::Process as ProcessSpec;
@@ -10,9 +10,8 @@ use runtime::TerminalSize;
 
 use super::error::engine;
 use super::{Exec, Status, TaskError, Tasks};
-use crate::process::{Ending, Exit, Process};
+use crate::process::{Ending, Exit, Process, follow};
 use crate::stdio::{self, Stdio};
-use crate::sys;
 
 /// Status of a process that was never started because its start failed.
 const FAILED_START: u32 = 255;
@@ -88,7 +87,7 @@ impl Tasks {
             Ok((starting, Arc::clone(&task.init)))
         })?;
         let watched = starting.as_fd().try_clone_to_owned();
-        let started = follow(watched, || starting.advance().map_err(engine)).await;
+        let started = follow(watched, unwatched, || starting.advance().map_err(engine)).await;
         self.with(id, |task| {
             if !Arc::ptr_eq(&task.init, &init) {
                 return Err(TaskError::NoContainer(id.into()));
@@ -144,7 +143,7 @@ impl Tasks {
         })?;
         let pid = launching.pid();
         let watched = launching.as_fd().try_clone_to_owned();
-        let launched = follow(watched, || launching.advance().map_err(engine)).await;
+        let launched = follow(watched, unwatched, || launching.advance().map_err(engine)).await;
         let made = launched.and_then(|launched| {
             let attached = prepared.attach(launched.terminal)?;
             let ending = ending.clone();
@@ -163,28 +162,15 @@ impl Tasks {
         {
             log::debug!("process {exec_id} of container {id}: cannot be resized: {error}");
         }
-        let exit = self.reaper.register_expected(&process);
+        let exit = self.reaper.register_expected(pid, &process);
         Ok((process, exit))
     }
 }
 
-/// Follows a process that has been made to its command: `advance` goes as far as it has
-/// come, and `watched` tells when to look again.
-async fn follow<T>(
-    watched: io::Result<OwnedFd>,
-    mut advance: impl FnMut() -> Result<Option<T>, TaskError>,
-) -> Result<T, TaskError> {
-    let system = |source| TaskError::System {
+fn unwatched(source: io::Error) -> TaskError {
+    TaskError::System {
         what: "watch a new process",
         source,
-    };
-    let watched = watched.and_then(sys::watch).map_err(system)?;
-    loop {
-        let mut ready = watched.readable().await.map_err(system)?;
-        if let Some(done) = advance()? {
-            return Ok(done);
-        }
-        ready.clear_ready();
     }
 }
 

@@ -1,6 +1,6 @@
 //! End to end: containerd, crictl and a registry in the test host drive pods
-//! through joey's handler, in one of the combinations of containerd and its ways to
-//! drive a sandbox ([`integration::combination`]). After all of them the leak checker looks for what
+//! through joey's handler, in one of the combinations of containerd, its ways to
+//! drive a sandbox, and what pods run on ([`integration::combination`]). After all of them the leak checker looks for what
 //! they left; it must come last, hence the harness of our own.
 
 mod bad_input;
@@ -14,17 +14,19 @@ mod pods;
 mod ports;
 mod resources;
 mod restart;
+mod shared;
 mod storage;
 mod streams;
 mod volumes;
 
+use integration::combination::Combination;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// Says how much of the suite runs: `brief`, `usual` (without it) or `whole`.
 const EXTENT: &str = "JOEY_E2E_EXTENT";
 
 /// What `brief` leaves: whatever depends on how containerd drives a sandbox.
-const BRIEF: [&str; 10] = [
+const BRIEF: [&str; 11] = [
     "pods::whole_life",
     "pods::two_containers",
     "pods::stop_asks",
@@ -35,6 +37,7 @@ const BRIEF: [&str; 10] = [
     "network::dns_of_the_pod",
     "restart::",
     "bad_input::host_network",
+    "shared::",
 ];
 
 /// What only `whole` has: bulk, which takes many minutes where processors are emulated.
@@ -43,6 +46,65 @@ const BULK: [&str; 3] = [
     "streams::three_hundred_execs",
     "ports::a_hundred_megabytes",
 ];
+
+/// Tests of the VM itself, which say nothing where pods run on the host's kernel, and what
+/// of it they are about.
+const OF_THE_VM: [(&str, &str); 27] = [
+    ("pods::kernel_is_the_guests", "the guest's kernel"),
+    ("storage::host_holds_one_copy", "images in the VM's window"),
+    ("network::guest_has", "the network as the guest is told it"),
+    ("ports::many_at_once", "the shim's forwarder"),
+    ("ports::a_port_that_nobody", "the shim's forwarder"),
+    ("volumes::nothing_of_the_host", "virtiofsd's confinement"),
+    ("volumes::block_device", "the VM's spare disks"),
+    ("volumes::empty_dir_on_disk", "the VM's scratch disk"),
+    ("volumes::killed_virtiofsd", "virtiofsd"),
+    ("life::killed_vmm", "the VMM"),
+    ("life::hung_guest", "a guest that hangs"),
+    ("life::guest_", "a guest that dies"),
+    ("life::remains_are_removed", "joey's records of VMs"),
+    ("life::node_tools_tell", "joey's records of VMs"),
+    ("life::only_the_host_reaches", "the guest's agent"),
+    ("life::console_", "the guest's agent"),
+    ("resources::oom_of_the_whole_guest", "the guest's memory"),
+    ("resources::oom_of_the_pod_on_the_host", "the VMM"),
+    ("resources::the_pods_cgroup_pays", "the VMM"),
+    ("resources::limits_above_the_hosts", "the VM's size"),
+    ("resources::the_vm_is_as_large", "the VM's size"),
+    ("resources::a_full_scratch_disk", "the VM's scratch disk"),
+    ("bad_input::no_kvm", "KVM"),
+    ("bad_input::kernel_is_", "the guest's kernel"),
+    ("bad_input::kvm_that_cannot", "KVM"),
+    ("bad_input::corrupt_blob", "images in the VM's window"),
+    ("bad_input::virtiofsd_is_missing", "virtiofsd"),
+];
+
+/// What a pod in a VM is refused, and others are given.
+const REFUSED_IN_A_VM: [&str; 2] = [
+    "bad_input::host_network",
+    "bad_input::volumes_that_cannot_be",
+];
+
+/// Why a test is not for this run's combination.
+fn is_not_for(trial: &Trial, combination: &Combination) -> Option<String> {
+    let starts = |name: &str| trial.name().starts_with(name);
+    if combination.has_vm() {
+        return starts("shared::").then(|| "it is about pods on the host's kernel".to_owned());
+    }
+    if REFUSED_IN_A_VM.iter().any(|name| starts(name)) {
+        return Some("it is about what a VM cannot have".to_owned());
+    }
+    let found = OF_THE_VM.iter().find(|(name, _)| starts(name));
+    found.map(|(_, what)| format!("it is about {what}"))
+}
+
+/// Leaves out what is not for this run's combination, and says why.
+fn fitting(trial: Trial) -> Trial {
+    match is_not_for(&trial, Combination::of_this_run()) {
+        Some(reason) => trial.with_kind(reason).with_ignored_flag(true),
+        None => trial,
+    }
+}
 
 /// Whether a test is of the extent that this run has.
 fn is_chosen(trial: &Trial) -> bool {
@@ -61,7 +123,10 @@ fn main() {
     // The test host has one CPU, emulated where KVM is missing: side by side the
     // tests would only wait for each other.
     arguments.test_threads.get_or_insert(1);
-    let chosen = |trials: Vec<Trial>| trials.into_iter().filter(is_chosen).collect();
+    let chosen = |trials: Vec<Trial>| {
+        let chosen = trials.into_iter().filter(is_chosen);
+        chosen.map(fitting).collect()
+    };
     let trials = [
         pods::trials(),
         exec::trials(),
@@ -72,6 +137,7 @@ fn main() {
         volumes::trials(),
         life::trials(),
         resources::trials(),
+        shared::trials(),
     ];
     let before = (!arguments.list).then(|| {
         cri::prepare();

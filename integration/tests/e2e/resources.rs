@@ -1,6 +1,7 @@
 //! Limits, what happens at them, and who is charged: the guest's cgroups, the VM's
 //! size, the host's cgroup of the pod.
 
+use integration::combination::Combination;
 use integration::cri::ALL_MEMORY;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
@@ -139,12 +140,16 @@ fn limits_reach_the_guest() {
     assert_eq!(file("cpu.max"), "50000 100000");
     let weight = number(&file("cpu.weight"));
     assert!((20..100).contains(&weight), "{weight}: half the default");
+    assert_eq!(container.sh("cat /proc/self/oom_score_adj"), "940");
+    if !Combination::of_this_run().has_vm() {
+        assert_eq!(file("cpuset.cpus"), "0");
+        return;
+    }
     // The list is of the host's processors: it holds for the VM, not in the guest.
     let sandbox = vmm_cgroup(&pod).replace("/vmm", "");
     assert_eq!(sh(&format!("cat {sandbox}/cpuset.cpus")), "0");
     // So does the rank by which the host's kernel kills.
     assert_eq!(sh(&format!("cat /proc/{}/oom_score_adj", vmm(&pod))), "940");
-    assert_eq!(container.sh("cat /proc/self/oom_score_adj"), "940");
     // A file that is not on the list is named.
     let stranger = pod.create(
         BUSYBOX,
@@ -178,6 +183,9 @@ fn limits_change_while_running() {
     // More than the VM has is lawful, and said.
     update(&format!("--memory {}", 8192 * MIB));
     assert_eq!(file("memory.max"), (8192 * MIB).to_string());
+    if !Combination::of_this_run().has_vm() {
+        return;
+    }
     sh(&format!(
         "grep 'but its VM has' /var/log/containerd.log | grep -q {}",
         container.id

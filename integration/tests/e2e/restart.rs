@@ -185,11 +185,21 @@ fn while_a_container_is_made() {
 fn while_a_pod_is_made() {
     let before = leaks::snapshot();
     let config = Pod::write_config(json!({}));
-    for moment in [
+    let tasks = "/run/containerd/io.containerd.runtime.v2.task/k8s.io/*";
+    let moments = if Combination::of_this_run().has_vm() {
         // The shim has begun; the VM runs.
-        "[ -n \"$(ls -A /run/joey/k8s.io 2>/dev/null)\" ]",
-        "ls /run/joey/k8s.io/*/sandbox.json >/dev/null 2>&1",
-    ] {
+        [
+            "[ -n \"$(ls -A /run/joey/k8s.io 2>/dev/null)\" ]".to_owned(),
+            "ls /run/joey/k8s.io/*/sandbox.json >/dev/null 2>&1".to_owned(),
+        ]
+    } else {
+        // containerd has begun; the shim's socket is there.
+        [
+            format!("ls {tasks}/config.json >/dev/null 2>&1"),
+            "[ -n \"$(ls -A /run/containerd/s 2>/dev/null)\" ]".to_owned(),
+        ]
+    };
+    for moment in &moments {
         restart_while(
             &format!("crictl runp --runtime {} {config}", handler()),
             moment,

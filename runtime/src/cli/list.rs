@@ -47,7 +47,7 @@ fn containers(global: &Global) -> Result<Vec<Description>> {
     let state_dir = global.state_dir();
     let entries = match std::fs::read_dir(&state_dir) {
         // Nobody has made a container yet.
-        Err(error) if error.kind() == ErrorKind::NotFound && global.root.is_none() => {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
             return Ok(Vec::new());
         }
         other => other.with_context(|| format!("read {}", state_dir.display()))?,

@@ -219,9 +219,12 @@ fn become_root(uids: &[IdMapping]) -> Step<()> {
 }
 
 fn wait_for_start(inherited: &Inherited<'_>) -> Step<Channel> {
+    // Other containers may be in its pid namespace by now, whose orphans become its children.
+    sys::collect_children(true);
     let connection =
         rustix::io::retry_on_intr(|| accept_with(&inherited.listener, SocketFlags::CLOEXEC))
             .stage(|| "wait for start")?;
+    sys::collect_children(false);
     let channel = Channel::from(connection);
     match expect(&channel, "start", |message| {
         matches!(message, Message::Start)

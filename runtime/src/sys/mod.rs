@@ -24,7 +24,7 @@ pub(crate) use process::{
     new_session_keyring, set_affinity, set_dumpable, set_io_priority, set_memory_policy,
     set_personality, set_scheduler,
 };
-pub(crate) use signal::{reset_signals, send_signal};
+pub(crate) use signal::{collect_children, reset_signals, send_signal};
 
 use std::io;
 

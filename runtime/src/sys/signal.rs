@@ -20,6 +20,22 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> 
     Ok(())
 }
 
+/// Has the kernel collect children that end, or leaves that to their parent.
+pub(crate) fn collect_children(by_kernel: bool) {
+    // The kernel's `struct sigaction`: handler, flags, restorer, mask.
+    let action = [if by_kernel { libc::SIG_IGN as u64 } else { 0 }, 0, 0, 0];
+    // SAFETY: `action` has the kernel's layout, and neither action runs code of ours.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            libc::SIGCHLD,
+            action.as_ptr(),
+            std::ptr::null_mut::<u64>(),
+            size_of::<u64>(),
+        )
+    };
+}
+
 /// Gives every signal its default action and blocks none. A command inherits ignored signals
 /// (Rust programs ignore SIGPIPE) and the mask over `execve`; it must get the system's defaults.
 pub(crate) fn reset_signals() {

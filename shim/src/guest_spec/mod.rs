@@ -14,11 +14,14 @@ use std::collections::HashMap;
 
 use oci_spec::runtime::{Hooks, LinuxResources, Process, Root, Spec};
 use protocol::guest::File;
+use protocol::ids;
 
 pub(crate) use linux::check_root_is_mapped;
 
 use crate::pod::Etc;
 use crate::volumes::{DiskSource, VolumeSource};
+
+pub(crate) use mounts::add_pods;
 
 /// Annotations that the guest may read.
 const ANNOTATIONS: [&str; 7] = [
@@ -178,7 +181,15 @@ pub fn container(spec: &Spec, id: &str, pod: &Pod) -> Result<GuestSpec, SpecErro
     let mut wanted = Wanted::default();
     let mut mounts = mounts::edit(spec.mounts().as_deref().unwrap_or_default(), &mut wanted)?;
     if let Some(etc) = pod.etc {
-        mounts::add_pods(&mut mounts, &mut wanted.files, etc);
+        let files = &mut wanted.files;
+        add_pods(&mut mounts, etc, ids::SHM_PATH, |_, data| {
+            files.push(File {
+                data: data.to_vec(),
+                mode: 0o644,
+                ..Default::default()
+            });
+            format!("{}{}", ids::FILE_SOURCE, files.len() - 1)
+        });
     }
     let linux = linux::edit(host_linux, id, pod, &mut wanted.disks)?;
 

@@ -75,7 +75,13 @@ pub(super) fn edit(host: &[Mount], wanted: &mut Wanted) -> Result<Vec<Mount>, Sp
 /// Adds what containerd mounts in a pod's containers unless it left the sandbox to
 /// us: files of /etc, and the pod's shared memory in place of one of the
 /// container's own.
-pub(super) fn add_pods(mounts: &mut Vec<Mount>, files: &mut Vec<File>, etc: &Etc) {
+/// `shm` is where that is, `source` says where a file is.
+pub(crate) fn add_pods(
+    mounts: &mut Vec<Mount>,
+    etc: &Etc,
+    shm: &str,
+    mut source: impl FnMut(&str, &[u8]) -> String,
+) {
     const SHM: &str = "/dev/shm";
     mounts.retain(|mount| {
         mount.destination() != Path::new(SHM) || mount.typ().as_deref() != Some("tmpfs")
@@ -95,22 +101,13 @@ pub(super) fn add_pods(mounts: &mut Vec<Mount>, files: &mut Vec<File>, etc: &Etc
             .iter()
             .any(|mount| mount.destination() == Path::new(path))
     };
-    for (path, data) in [
-        ("/etc/hostname", etc.hostname.as_bytes()),
-        ("/etc/hosts", &etc.hosts),
-        ("/etc/resolv.conf", &etc.resolv_conf),
-    ] {
+    for (path, data) in etc.files() {
         if is_free(mounts, path) {
-            mounts.push(bind(path, format!("{}{}", ids::FILE_SOURCE, files.len())));
-            files.push(File {
-                data: data.to_vec(),
-                mode: 0o644,
-                ..Default::default()
-            });
+            mounts.push(bind(path, source(path, data)));
         }
     }
     if is_free(mounts, SHM) {
-        mounts.push(bind(SHM, ids::SHM_PATH.to_owned()));
+        mounts.push(bind(SHM, shm.to_owned()));
     }
 }
 

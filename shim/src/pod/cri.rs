@@ -1,17 +1,20 @@
 //! A pod by its CRI configuration, as the Sandbox API hands it over. What
 //! containerd does with it for a sandbox that is a task is done here.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder};
 
 use super::{Etc, Limits, PodSpec, Size, hostname, parse_resolv_conf};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::guest_spec::{self, SpecError};
+use crate::shared::Plan;
 
 #[allow(missing_docs, clippy::all)]
 mod proto {
@@ -49,15 +52,12 @@ pub fn pod(
     config: &Config,
 ) -> Result<PodSpec> {
     let pod = parse(options)?;
+    let etc = etc(&pod)?;
     let linux = pod.linux.unwrap_or_default();
     let context = linux.security_context.unwrap_or_default();
     let namespaces = context.namespace_options.unwrap_or_default();
     check_namespaces(&namespaces).map_err(Error::invalid)?;
 
-    let resolv_conf = match resolv_conf(&pod.dns_config) {
-        Some(text) => text.into_bytes(),
-        None => read(RESOLV_CONF)?,
-    };
     let resources = linux.resources.unwrap_or_default();
     let limits = Limits {
         memory: Some(resources.memory_limit_in_bytes),
@@ -65,25 +65,79 @@ pub fn pod(
         cpu_period: u64::try_from(resources.cpu_period).ok(),
         cpu_shares: Some(resources.cpu_shares),
     };
-    let mut sysctls = linux.sysctls;
-    for (name, value) in DEFAULT_SYSCTLS {
-        sysctls.entry(name.into()).or_insert_with(|| value.into());
-    }
     let metadata = pod.metadata.unwrap_or_default();
     Ok(PodSpec {
         name: (metadata.name, metadata.namespace),
         netns: (!netns.is_empty()).then(|| netns.into()),
         cgroups_path: cgroups_path(&linux.cgroup_parent, namespace, id),
         size: Size::within(&limits, config),
-        dns: Some(parse_resolv_conf(&String::from_utf8_lossy(&resolv_conf))),
-        sysctls,
-        etc: Some(Etc {
-            hostname: format!("{}\n", hostname(&pod.hostname)),
-            hosts: read(HOSTS)?,
-            resolv_conf,
-        }),
+        dns: Some(parse_resolv_conf(&String::from_utf8_lossy(
+            &etc.resolv_conf,
+        ))),
+        sysctls: with_defaults(linux.sysctls),
+        etc: Some(etc),
         hostname: pod.hostname,
     })
+}
+
+/// As [`pod`], for a pod on the host's kernel.
+///
+/// # Errors
+/// When the options are not a pod's configuration, or a file cannot be read.
+pub fn shared(options: Option<&Any>, netns: &str, namespace: &str, id: &str) -> Result<Plan> {
+    let pod = parse(options)?;
+    let etc = etc(&pod)?;
+    let linux = pod.linux.unwrap_or_default();
+    let context = linux.security_context.unwrap_or_default();
+    let namespaces = context.namespace_options.unwrap_or_default();
+    let node = NamespaceMode::NODE.into();
+    let user = namespaces.userns_options.unwrap_or_default();
+    // Unless it says so, the ids that it lists count for nothing.
+    let own_users = user.mode == NamespaceMode::POD.into();
+    let mappings = |list: &[IDMapping]| -> Result<Vec<LinuxIdMapping>> {
+        let listed = list.iter().filter(|_| own_users);
+        listed
+            .map(|ids| {
+                LinuxIdMappingBuilder::default()
+                    .container_id(ids.container_id)
+                    .host_id(ids.host_id)
+                    .size(ids.length)
+                    .build()
+                    .map_err(Error::invalid)
+            })
+            .collect()
+    };
+    let own_network = namespaces.network != node && !netns.is_empty();
+    Ok(Plan {
+        netns: own_network.then(|| netns.into()),
+        host_pids: namespaces.pid == node,
+        host_ipc: namespaces.ipc == node,
+        uids: mappings(&user.uids)?,
+        gids: mappings(&user.gids)?,
+        cgroups_path: cgroups_path(&linux.cgroup_parent, namespace, id),
+        hostname: pod.hostname,
+        sysctls: with_defaults(linux.sysctls),
+        etc,
+    })
+}
+
+/// What the pod's containers find in /etc.
+fn etc(pod: &PodSandboxConfig) -> Result<Etc> {
+    Ok(Etc {
+        hostname: format!("{}\n", hostname(&pod.hostname)),
+        hosts: read(HOSTS)?,
+        resolv_conf: match resolv_conf(&pod.dns_config) {
+            Some(text) => text.into_bytes(),
+            None => read(RESOLV_CONF)?,
+        },
+    })
+}
+
+fn with_defaults(mut sysctls: HashMap<String, String>) -> HashMap<String, String> {
+    for (name, value) in DEFAULT_SYSCTLS {
+        sysctls.entry(name.into()).or_insert_with(|| value.into());
+    }
+    sysctls
 }
 
 fn parse(options: Option<&Any>) -> Result<PodSandboxConfig> {
@@ -304,6 +358,49 @@ mod tests {
             let said = refused(options);
             assert!(said.contains(setting), "{said}");
         }
+    }
+
+    #[test]
+    fn on_the_hosts_kernel_a_pod_may_have_the_hosts_namespaces() {
+        let plan = |network: NamespaceMode, user: NamespaceMode| {
+            let options = NamespaceOption {
+                network: network.into(),
+                pid: network.into(),
+                ipc: NamespaceMode::POD.into(),
+                userns_options: MessageField::some(UserNamespace {
+                    mode: user.into(),
+                    uids: vec![IDMapping {
+                        host_id: 1000,
+                        container_id: 0,
+                        length: 10,
+                        ..Default::default()
+                    }],
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            let config = PodSandboxConfig {
+                linux: MessageField::some(LinuxPodSandboxConfig {
+                    security_context: MessageField::some(LinuxSandboxSecurityContext {
+                        namespace_options: MessageField::some(options),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            };
+            shared(Some(&any(&config)), "/run/netns/x", "k8s.io", "abc").unwrap()
+        };
+        let host = plan(NamespaceMode::NODE, NamespaceMode::NODE);
+        assert_eq!(
+            (host.netns, host.host_pids, host.host_ipc),
+            (None, true, false)
+        );
+        assert!(host.uids.is_empty());
+        let own = plan(NamespaceMode::POD, NamespaceMode::POD);
+        assert_eq!(own.netns.as_deref(), Some(Path::new("/run/netns/x")));
+        assert!(!own.host_pids);
+        assert_eq!(own.uids[0].host_id(), 1000);
     }
 
     #[test]

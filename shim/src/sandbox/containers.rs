@@ -16,12 +16,12 @@ use protocol::ids;
 use tokio::task::spawn_blocking;
 
 use super::patience::Outcome;
-use super::{Container, KILLED, Sandbox, limits};
+use super::{Container, Sandbox, limits};
 use crate::error::{Error, Result};
 use crate::guest;
 use crate::guest_spec;
 use crate::images::rootfs::Rootfs;
-use crate::process::Process;
+use crate::process::{KILLED, Process};
 use crate::streams::{Stdio, Streams};
 use crate::task_state::{Exit, TaskState};
 

@@ -27,16 +27,13 @@ use crate::guest::Guest;
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
 use crate::pod::Etc;
-use crate::process::Process;
+use crate::process::{KILLED, Process, publish_oom, step};
 use crate::stages::Stages;
 use crate::task_state::{Exit, TaskState};
 use crate::vm::Vm;
 use crate::volumes::Volumes;
 
 pub use start::Request;
-
-/// Exit status of whatever a dying VM takes with it: 128 + SIGKILL.
-pub const KILLED: u32 = 137;
 
 /// By which of its services containerd asked for a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,7 +214,7 @@ impl Sandbox {
     /// While it runs.
     pub async fn delete(&self) -> Result<DeleteResponse> {
         let process = self.find(&self.id, "")?;
-        processes::step(&process, |state| state.deletable())?;
+        step(&process, |state| state.deletable())?;
         self.stop(KILLED).await;
         self.listed.store(false, Ordering::Relaxed);
         let response = process.delete_response();
@@ -261,7 +258,7 @@ impl Sandbox {
         let containers: Vec<_> = self.containers().values().cloned().collect();
         for container in containers {
             if starved && container.init.state().exit().is_none() {
-                watch::publish_oom(self, &container.init.container).await;
+                publish_oom(&self.publisher, &container.init.container).await;
             }
             for exec in container.execs().values() {
                 end_process(exec, &self.publisher);

@@ -15,14 +15,14 @@ use containerd_shim_protos::ttrpc;
 use nix::sys::signal::Signal;
 
 use super::patience::Outcome;
-use super::{By, Container, KILLED, Sandbox, limits};
+use super::{By, Container, Sandbox, limits};
 use crate::error::{Error, Result};
 use crate::guest;
 use crate::guest_spec;
 use crate::metrics;
-use crate::process::Process;
+use crate::process::{KILLED, Process, step};
 use crate::streams::{Stdio, Streams};
-use crate::task_state::{TaskState, TransitionError};
+use crate::task_state::TaskState;
 
 const SIGKILL: u32 = Signal::SIGKILL as u32;
 
@@ -412,15 +412,6 @@ impl Sandbox {
             ..Default::default()
         })
     }
-}
-
-/// Takes a step of a process's state, and names the process if it is not possible.
-pub(super) fn step<T>(
-    process: &Process,
-    step: impl FnOnce(&mut TaskState) -> std::result::Result<T, TransitionError>,
-) -> Result<T> {
-    step(&mut process.state())
-        .map_err(|error| Error::State(format!("process {}: {error}", process.id())))
 }
 
 fn reserve(container: &Container, exec: &Arc<Process>) -> Result<()> {

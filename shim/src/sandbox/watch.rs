@@ -6,19 +6,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use containerd_shim_protos::events::task::TaskOOM;
 use protocol::guest::{self as messages, NextEventRequest, event};
 use protocol::ids;
 use tokio::time::timeout;
 
-use super::{KILLED, Sandbox};
+use super::Sandbox;
 use crate::guest;
-use crate::task_state::{Exit, TaskState};
+use crate::process::{finish_last, publish_oom};
+use crate::task_state::Exit;
 use crate::vm::Events;
-
-/// How long execs may take to be reported after their container's end, which
-/// containerd must hear of last.
-const EXEC_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the VMM may take to say why its guest, and with it the agent, is gone.
 const CAUSE_TIME: Duration = Duration::from_millis(300);
@@ -29,9 +25,6 @@ const OOM_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What is lost when the agent does not answer.
 const AGENT: &str = "the guest's agent";
-/// How long containerd may take to hear of a kill before the end of the container is
-/// reported all the same.
-const OOM_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Latest clock that an exit is believed to have, in seconds after ours.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -111,7 +104,7 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
                 // Known containers only: that bounds the map too.
                 if !recent && sandbox.container(&oom.container_id).is_ok() {
                     ooms.insert(oom.container_id.clone(), Instant::now());
-                    publish_oom(&sandbox, &oom.container_id).await;
+                    publish_oom(&sandbox.publisher, &oom.container_id).await;
                 }
             }
             // The agent is of our own build, so this is not its work.
@@ -121,17 +114,6 @@ pub(super) async fn agent(sandbox: Arc<Sandbox>) {
             }
         }
     }
-}
-
-/// Tells containerd that a container has lost a process for want of memory, and lets
-/// it take that in: it is the reason of the end that may follow, which containerd
-/// hears of by another way.
-pub(super) async fn publish_oom(sandbox: &Sandbox, container: &str) {
-    sandbox.publisher.publish(&TaskOOM {
-        container_id: container.to_owned(),
-        ..Default::default()
-    });
-    let _ = timeout(OOM_PATIENCE, sandbox.publisher.flush()).await;
 }
 
 /// Without its agent a guest is of no use, and may be hostile; without its virtiofsd
@@ -173,15 +155,7 @@ fn exited(sandbox: &Arc<Sandbox>, report: &messages::Exit) {
     // The container's end is the last that containerd hears of it.
     let publisher = sandbox.publisher.clone();
     tokio::spawn(async move {
-        let deadline = tokio::time::Instant::now() + EXEC_PATIENCE;
-        for exec in container.running_execs() {
-            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-            if !exec.wait_at_most(left).await {
-                exec.finish(Exit::now(KILLED), &publisher);
-            }
-        }
-        process.answered().await;
-        process.finish(exit, &publisher);
+        finish_last(&process, container.running_execs(), exit, &publisher).await;
     });
 }
 
@@ -221,12 +195,7 @@ impl super::Container {
     fn running_execs(&self) -> Vec<Arc<crate::process::Process>> {
         self.execs()
             .values()
-            .filter(|exec| {
-                !matches!(
-                    *exec.state(),
-                    TaskState::Created { .. } | TaskState::Stopped { .. }
-                )
-            })
+            .filter(|exec| exec.runs())
             .cloned()
             .collect()
     }

@@ -5,6 +5,7 @@ mod options;
 mod pod;
 pub mod sandbox;
 pub mod task;
+mod tasks;
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -63,6 +63,7 @@ fn parse(bytes: &[u8]) -> Result<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Mode;
 
     fn options(field: u8, text: &str) -> Any {
         let mut value = vec![field << 3 | 2, u8::try_from(text.len()).unwrap()];
@@ -82,6 +83,9 @@ mod tests {
         assert_eq!(by_path.vcpus, 2);
         let by_table = config(Some(&options(3, "vcpus = 3"))).unwrap();
         assert_eq!(by_table.vcpus, 3);
+        assert_eq!(by_table.mode, Mode::Vm);
+        let on_host = config(Some(&options(3, "mode = \"runc\""))).unwrap();
+        assert_eq!(on_host.mode, Mode::Runc);
     }
 
     #[test]
@@ -90,6 +94,8 @@ mod tests {
         assert!(error.to_string().contains("/none.toml"), "{error}");
         let error = config(Some(&options(3, "vcpu = 3"))).unwrap_err();
         assert!(error.to_string().contains("vcpu"), "{error}");
+        let error = config(Some(&options(3, "mode = \"xen\""))).unwrap_err();
+        assert!(error.to_string().contains("`vm` or `runc`"), "{error}");
         let garbage = Any {
             type_url: TYPE.into(),
             value: vec![0xff],

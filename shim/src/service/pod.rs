@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse};
@@ -16,13 +16,16 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::options;
+use super::tasks::Tasks;
 use crate::bootstrap;
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::guest_spec;
 use crate::pod::{Kind, PodSpec, SANDBOX_ID, annotation, cri};
-use crate::sandbox::{By, KILLED, Request, Sandbox};
+use crate::process::KILLED;
+use crate::sandbox::{By, Request, Sandbox};
+use crate::shared::{self, SharedPod};
 
 /// Largest config.json that is read, in bytes. More than reaches a guest, so that
 /// the error can name what is too large in it; CRI itself takes 16 MiB.
@@ -39,6 +42,8 @@ pub struct Pod {
     socket: PathBuf,
     publisher: Publisher,
     sandbox: Mutex<Option<Arc<Sandbox>>>,
+    /// Instead, once there was a container on the host's kernel.
+    shared: OnceLock<Arc<SharedPod>>,
     /// Held while the sandbox is made.
     starting: tokio::sync::Mutex<()>,
     /// containerd asked for the end while something was left.
@@ -64,27 +69,55 @@ impl Pod {
             socket: socket.to_owned(),
             publisher,
             sandbox: Mutex::new(None),
+            shared: OnceLock::new(),
             starting: tokio::sync::Mutex::new(()),
             ending: watch::Sender::new(End::No),
         }
     }
 
-    /// The sandbox.
+    /// The sandbox, which has a VM.
     ///
     /// # Errors
     /// When there is none.
     pub fn sandbox(&self) -> Result<Arc<Sandbox>> {
+        if self.shared.get().is_some() {
+            return Err(Error::Unsupported(
+                "the pod runs on the host's kernel and has no VM".into(),
+            ));
+        }
         self.slot()
             .clone()
             .ok_or_else(|| Error::NotFound("the sandbox does not exist".into()))
     }
 
-    /// The sandbox, once nobody is making it any more: a containerd that was killed
-    /// while it asked for one asks again, for what became of it.
+    /// The pod's processes.
     ///
     /// # Errors
-    /// As [`Pod::sandbox`].
-    pub async fn settled(&self) -> Result<Arc<Sandbox>> {
+    /// When there is no pod.
+    pub fn tasks(&self) -> Result<Arc<dyn Tasks>> {
+        match self.shared.get() {
+            Some(shared) => Ok(shared.clone()),
+            None => Ok(self.sandbox()?),
+        }
+    }
+
+    /// The pod, if it runs on the host's kernel.
+    pub fn shared(&self) -> Option<&Arc<SharedPod>> {
+        self.shared.get()
+    }
+
+    /// The pod's processes, once nobody is making its sandbox any more: a containerd that was
+    /// killed while it asked for one asks again, for what became of it.
+    ///
+    /// # Errors
+    /// As [`Pod::tasks`].
+    pub async fn settled(&self) -> Result<Arc<dyn Tasks>> {
+        let _starting = self.starting.lock().await;
+        self.tasks()
+    }
+
+    /// As [`Pod::sandbox`], when nobody is making it.
+    async fn settled_sandbox(&self) -> Result<Arc<Sandbox>> {
         let _starting = self.starting.lock().await;
         self.sandbox()
     }
@@ -98,9 +131,23 @@ impl Pod {
         check_id(&request.id)?;
         let bundle = PathBuf::from(&request.bundle);
         let spec = read_spec(&bundle)?;
-        match Kind::of(&spec) {
+        let kind = Kind::of(&spec);
+        if let Some(shared) = self.shared.get()
+            && kind == Kind::Container
+        {
+            return shared.create(request, spec).await;
+        }
+        let config = options::config(request.options.as_ref().filter(|any| !is_empty(any)));
+        if kind != Kind::Container
+            && config
+                .as_ref()
+                .is_ok_and(|config| config.mode == Mode::Runc)
+        {
+            return self.making(self.share()?.create(request, spec)).await;
+        }
+        match kind {
             Kind::Sandbox => {
-                let start = self.start_by_task(request, &spec, bundle, By::Task);
+                let start = self.start_by_task(request, &spec, bundle, By::Task, config?);
                 let pid = self.making(start).await?.vm().pid();
                 self.publisher.publish(&TaskCreate {
                     container_id: request.id.clone(),
@@ -126,7 +173,7 @@ impl Pod {
             Kind::Alone => {
                 let both = async {
                     let sandbox = self
-                        .start_by_task(request, &spec, bundle, By::Container)
+                        .start_by_task(request, &spec, bundle, By::Container, config?)
                         .await?;
                     let made = sandbox.create_container(request, &spec).await;
                     if made.is_err() {
@@ -135,6 +182,17 @@ impl Pod {
                     made
                 };
                 self.making(both).await
+            }
+        }
+    }
+
+    /// The pod on the host's kernel, made with its first container.
+    fn share(&self) -> Result<&Arc<SharedPod>> {
+        match self.shared.get() {
+            Some(shared) => Ok(shared),
+            None => {
+                let shared = SharedPod::new(self.publisher.clone())?;
+                Ok(self.shared.get_or_init(|| shared))
             }
         }
     }
@@ -159,6 +217,16 @@ impl Pod {
         let bundle = PathBuf::from(&request.bundle_path);
         // The request's options are the pod's own; the handler's came to `start`.
         let config = options::config(read_options(&bundle)?.as_ref())?;
+        if config.mode == Mode::Runc {
+            let (options, netns) = (request.options.as_ref(), &request.netns_path);
+            let plan = cri::shared(options, netns, &self.namespace, id)?;
+            let id = id.clone();
+            let create = async {
+                self.share()?
+                    .create_sandbox(shared::Request { id, bundle, plan })
+            };
+            return self.making(create).await;
+        }
         let pod = cri::pod(
             request.options.as_ref(),
             &request.netns_path,
@@ -177,8 +245,8 @@ impl Pod {
         spec: &Spec,
         bundle: PathBuf,
         by: By,
+        config: Config,
     ) -> Result<Arc<Sandbox>> {
-        let config = options::config(request.options.as_ref().filter(|any| !is_empty(any)))?;
         let pod =
             PodSpec::of_oci(spec, &self.namespace, &request.id, &config).map_err(Error::invalid)?;
         self.start(&request.id, bundle, by, pod, config).await
@@ -218,7 +286,10 @@ impl Pod {
     /// # Errors
     /// When there is none, or it runs.
     pub async fn delete(&self, id: &str, exec: &str) -> Result<DeleteResponse> {
-        let sandbox = self.settled().await?;
+        if let Some(shared) = self.shared.get() {
+            return self.delete_shared(shared, id, exec).await;
+        }
+        let sandbox = self.settled_sandbox().await?;
         if !exec.is_empty() {
             return sandbox.delete_exec(id, exec).await;
         }
@@ -235,6 +306,20 @@ impl Pod {
             self.slot().take();
             self.end_if_idle();
         }
+        Ok(response)
+    }
+
+    async fn delete_shared(
+        &self,
+        shared: &SharedPod,
+        id: &str,
+        exec: &str,
+    ) -> Result<DeleteResponse> {
+        if !exec.is_empty() {
+            return shared.delete_exec(id, exec).await;
+        }
+        let response = shared.delete(id).await?;
+        self.end_if_idle();
         Ok(response)
     }
 
@@ -273,7 +358,9 @@ impl Pod {
 
     /// Stops whatever runs.
     async fn stop(&self) {
-        if let Ok(sandbox) = self.settled().await {
+        if let Some(shared) = self.shared.get() {
+            shared.stop().await;
+        } else if let Ok(sandbox) = self.settled_sandbox().await {
             sandbox.stop(KILLED).await;
         }
     }
@@ -286,7 +373,9 @@ impl Pod {
     }
 
     fn end_if_idle(&self) {
-        let idle = self.starting.try_lock().is_ok() && self.slot().is_none();
+        let idle = self.starting.try_lock().is_ok()
+            && self.slot().is_none()
+            && !self.shared.get().is_some_and(|shared| shared.in_use());
         self.ending.send_if_modified(|end| {
             let now = idle && *end == End::WhenIdle;
             if now {

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::sandbox_api::{
     CreateSandboxRequest, CreateSandboxResponse, PingRequest, PingResponse, PlatformRequest,
     PlatformResponse, SandboxMetricsRequest, SandboxMetricsResponse, SandboxStatusRequest,
@@ -22,7 +23,9 @@ use super::{Pod, serve};
 use crate::error::{Error, Result};
 use crate::events::timestamp;
 use crate::metrics;
+use crate::process::Process;
 use crate::sandbox::{By, Sandbox};
+use crate::shared::{SharedPod, SharedSandbox};
 use crate::task_state::TaskState;
 
 /// The CRI's names for a sandbox's states.
@@ -44,32 +47,90 @@ impl SandboxService {
     }
 }
 
+/// A sandbox that containerd has made by this service.
+enum Named {
+    Vm(Arc<Sandbox>),
+    Shared(Arc<SharedPod>, Arc<SharedSandbox>),
+}
+
 /// The pod's sandbox, if it is the one that is meant.
-fn named(pod: &Pod, id: &str) -> Result<Arc<Sandbox>> {
+fn named(pod: &Pod, id: &str) -> Result<Named> {
+    let missing = || Error::NotFound(format!("sandbox {id} does not exist"));
+    if let Some(shared) = pod.shared() {
+        let sandbox = shared.sandbox().ok().filter(|sandbox| sandbox.id == id);
+        return Ok(Named::Shared(shared.clone(), sandbox.ok_or_else(missing)?));
+    }
     pod.sandbox()
         .ok()
         .filter(|sandbox| sandbox.id() == id && sandbox.by() == By::Sandbox)
-        .ok_or_else(|| Error::NotFound(format!("sandbox {id} does not exist")))
+        .map(Named::Vm)
+        .ok_or_else(missing)
 }
 
-fn status(sandbox: &Sandbox, verbose: bool) -> Result<SandboxStatusResponse> {
-    let process = sandbox.process()?.state();
+impl Named {
+    fn process(&self) -> Result<Arc<Process>> {
+        match self {
+            Self::Vm(sandbox) => sandbox.process().cloned(),
+            Self::Shared(_, sandbox) => Ok(sandbox.process().clone()),
+        }
+    }
+
+    fn created(&self) -> SystemTime {
+        match self {
+            Self::Vm(sandbox) => sandbox.created(),
+            Self::Shared(_, sandbox) => sandbox.created,
+        }
+    }
+
+    fn start(&self) -> Result<u32> {
+        match self {
+            Self::Vm(sandbox) => sandbox.start_sandbox(sandbox.process()?),
+            Self::Shared(_, sandbox) => sandbox.start(),
+        }
+    }
+
+    async fn stop(&self) {
+        match self {
+            Self::Vm(sandbox) => sandbox.stop(STOPPED).await,
+            Self::Shared(pod, _) => pod.stop_sandbox(STOPPED).await,
+        }
+    }
+
+    fn stats(&self) -> Result<Any> {
+        match self {
+            Self::Vm(sandbox) => metrics::stats(sandbox.vm().cgroup().dir()).map_err(Error::failed),
+            Self::Shared(_, sandbox) => sandbox.stats(),
+        }
+    }
+
+    /// What is shown of it beyond what containerd asks.
+    fn info(&self) -> serde_json::Value {
+        match self {
+            Self::Vm(sandbox) => json!({
+                "vcpus": sandbox.vm().size().vcpus,
+                "cgroup": sandbox.vm().cgroup().dir(),
+            }),
+            Self::Shared(_, sandbox) => sandbox.info(),
+        }
+    }
+}
+
+fn status(id: &str, sandbox: &Named, verbose: bool) -> Result<SandboxStatusResponse> {
+    let process = sandbox.process()?;
+    let process = process.state();
     let exit = process.exit();
     // One that was never started is not: containerd was killed in between.
     let ready = matches!(*process, TaskState::Running { .. });
     let mut info = HashMap::new();
     if verbose {
         // As `crictl inspectp` shows it: one document under this name.
-        let document = json!({
-            "pid": process.pid(),
-            "processStatus": if ready { "running" } else { "stopped" },
-            "vcpus": sandbox.vm().size().vcpus,
-            "cgroup": sandbox.vm().cgroup().dir(),
-        });
+        let mut document = sandbox.info();
+        document["pid"] = json!(process.pid());
+        document["processStatus"] = json!(if ready { "running" } else { "stopped" });
         info.insert("info".to_owned(), document.to_string());
     }
     Ok(SandboxStatusResponse {
-        sandbox_id: sandbox.id().to_owned(),
+        sandbox_id: id.to_owned(),
         pid: process.pid(),
         state: if ready { READY } else { NOT_READY }.to_owned(),
         info,
@@ -100,7 +161,7 @@ impl SandboxApi for SandboxService {
         r: StartSandboxRequest,
     ) -> ttrpc::Result<StartSandboxResponse> {
         let sandbox = named(&self.pod, &r.sandbox_id)?;
-        let pid = sandbox.start_sandbox(sandbox.process()?)?;
+        let pid = sandbox.start()?;
         Ok(StartSandboxResponse {
             pid,
             created_at: MessageField::some(timestamp(sandbox.created())),
@@ -132,7 +193,7 @@ impl SandboxApi for SandboxService {
         let id = r.sandbox_id.clone();
         serve(&self.pod, "stop sandbox", (&id, ""), |pod| async move {
             let _ = pod.settled().await;
-            named(&pod, &r.sandbox_id)?.stop(STOPPED).await;
+            named(&pod, &r.sandbox_id)?.stop().await;
             Ok(StopSandboxResponse::new())
         })
         .await
@@ -161,7 +222,7 @@ impl SandboxApi for SandboxService {
         serve(&self.pod, "sandbox status", (&id, ""), |pod| async move {
             // See Pod::settled: one that is being made is worth waiting for.
             let _ = pod.settled().await;
-            status(&*named(&pod, &r.sandbox_id)?, r.verbose)
+            status(&r.sandbox_id, &named(&pod, &r.sandbox_id)?, r.verbose)
         })
         .await
     }
@@ -183,8 +244,10 @@ impl SandboxApi for SandboxService {
             "shut down sandbox",
             (&id, ""),
             |pod| async move {
-                if let Ok(sandbox) = pod.sandbox()
-                    && sandbox.id() != r.sandbox_id
+                let other = |id: &str| id != r.sandbox_id;
+                let shared = pod.shared().and_then(|shared| shared.sandbox().ok());
+                if pod.sandbox().is_ok_and(|sandbox| other(sandbox.id()))
+                    || shared.is_some_and(|sandbox| other(&sandbox.id))
                 {
                     return Err(Error::NotFound(format!(
                         "sandbox {} does not exist",
@@ -204,7 +267,7 @@ impl SandboxApi for SandboxService {
         r: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
         let sandbox = named(&self.pod, &r.sandbox_id)?;
-        let data = metrics::stats(sandbox.vm().cgroup().dir()).map_err(Error::failed)?;
+        let data = sandbox.stats()?;
         let mut response = SandboxMetricsResponse::new();
         let metric = response.metrics.mut_or_insert_default();
         metric.timestamp = MessageField::some(timestamp(SystemTime::now()));

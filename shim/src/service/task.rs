@@ -63,15 +63,8 @@ impl Task for TaskService {
     async fn start(&self, _: &TtrpcContext, r: StartRequest) -> ttrpc::Result<StartResponse> {
         let (id, exec) = (r.id.clone(), r.exec_id.clone());
         serve(&self.pod, "start", (&id, &exec), |pod| async move {
-            let sandbox = pod.sandbox()?;
-            let pid = if sandbox.is_itself(&r.id) {
-                let process = sandbox.find(&r.id, &r.exec_id)?;
-                sandbox.start_sandbox(&process)?
-            } else {
-                sandbox.start_process(&r).await?
-            };
             Ok(StartResponse {
-                pid,
+                pid: pod.tasks()?.start(&r).await?,
                 ..Default::default()
             })
         })
@@ -97,11 +90,7 @@ impl Task for TaskService {
     async fn pause(&self, _: &TtrpcContext, r: PauseRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), String::new());
         serve(&self.pod, "pause", (&id, &exec), |pod| async move {
-            let sandbox = pod.sandbox()?;
-            if sandbox.is_itself(&r.id) {
-                return Err(Error::Unsupported("a sandbox cannot be paused".into()));
-            }
-            sandbox.pause(&r).await?;
+            pod.tasks()?.pause(&r).await?;
             Ok(Empty::new())
         })
         .await
@@ -110,20 +99,20 @@ impl Task for TaskService {
     async fn resume(&self, _: &TtrpcContext, r: ResumeRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), String::new());
         serve(&self.pod, "resume", (&id, &exec), |pod| async move {
-            pod.sandbox()?.resume(&r).await?;
+            pod.tasks()?.resume(&r).await?;
             Ok(Empty::new())
         })
         .await
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        Err(Error::Unsupported("a container in a VM cannot be checkpointed".into()).into())
+        Err(Error::Unsupported("containers cannot be checkpointed".into()).into())
     }
 
     async fn kill(&self, _: &TtrpcContext, r: KillRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), r.exec_id.clone());
         serve(&self.pod, "kill", (&id, &exec), |pod| async move {
-            pod.sandbox()?.kill(&r).await?;
+            pod.tasks()?.kill(&r).await?;
             Ok(Empty::new())
         })
         .await
@@ -133,7 +122,7 @@ impl Task for TaskService {
         let (id, exec) = (r.id.clone(), r.exec_id.clone());
         serve(&self.pod, "exec", (&id, &exec), |pod| async move {
             check_exec(&r.exec_id)?;
-            pod.sandbox()?.exec(&r).await?;
+            pod.tasks()?.exec(&r).await?;
             Ok(Empty::new())
         })
         .await
@@ -142,14 +131,14 @@ impl Task for TaskService {
     async fn resize_pty(&self, _: &TtrpcContext, r: ResizePtyRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), r.exec_id.clone());
         serve(&self.pod, "resize", (&id, &exec), |pod| async move {
-            pod.sandbox()?.resize(&r).await?;
+            pod.tasks()?.resize(&r).await?;
             Ok(Empty::new())
         })
         .await
     }
 
     async fn close_io(&self, _: &TtrpcContext, r: CloseIORequest) -> ttrpc::Result<Empty> {
-        let process = self.pod.sandbox()?.find(&r.id, &r.exec_id)?;
+        let process = self.pod.tasks()?.find(&r.id, &r.exec_id)?;
         if r.stdin
             && let Some(streams) = process.streams().as_mut()
         {
@@ -161,21 +150,21 @@ impl Task for TaskService {
     async fn update(&self, _: &TtrpcContext, r: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let (id, exec) = (r.id.clone(), String::new());
         serve(&self.pod, "update", (&id, &exec), |pod| async move {
-            pod.sandbox()?.update(&r).await?;
+            pod.tasks()?.update(&r).await?;
             Ok(Empty::new())
         })
         .await
     }
 
     async fn wait(&self, _: &TtrpcContext, r: WaitRequest) -> ttrpc::Result<WaitResponse> {
-        let process = self.pod.sandbox()?.find(&r.id, &r.exec_id)?;
+        let process = self.pod.tasks()?.find(&r.id, &r.exec_id)?;
         Ok(wait_response(process.wait().await))
     }
 
     async fn stats(&self, _: &TtrpcContext, r: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let (id, exec) = (r.id.clone(), String::new());
         serve(&self.pod, "stats", (&id, &exec), |pod| async move {
-            pod.sandbox()?.stats(&r).await
+            pod.tasks()?.stats(&r).await
         })
         .await
     }
@@ -183,8 +172,8 @@ impl Task for TaskService {
     async fn connect(&self, _: &TtrpcContext, r: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
         let task_pid = self
             .pod
-            .sandbox()
-            .and_then(|sandbox| sandbox.find(&r.id, ""))
+            .tasks()
+            .and_then(|tasks| tasks.find(&r.id, ""))
             .map_or(0, |process| process.state().pid());
         Ok(ConnectResponse {
             shim_pid: std::process::id(),

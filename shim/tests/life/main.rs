@@ -1,10 +1,11 @@
 //! The life of pods against a containerd and a VMM that are played by this
 //! program: it starts the real shim, which starts this program again as its VMM,
-//! with an agent in the same process. Needs root, cgroup v2 and /dev/kvm (which
+//! with an agent in the same process. Pods on the host's kernel are real. Needs root, cgroup v2 and /dev/kvm (which
 //! the played VMM does not use); everything else is in a mount namespace.
 
 mod containerd;
 mod pods;
+mod shared;
 mod vmm;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
     }
     own_directories();
     let mut failed = 0;
-    for (name, test) in pods::TESTS {
+    for (name, test) in pods::TESTS.into_iter().chain(shared::TESTS) {
         if !name.contains(&filter) {
             continue;
         }

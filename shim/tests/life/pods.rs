@@ -56,7 +56,7 @@ pub const TESTS: [Test; 15] = [
     ("layers_are_shared_and_rebuilt", || run(layers())),
 ];
 
-fn run(test: impl Future<Output = ()>) {
+pub fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -65,7 +65,7 @@ fn run(test: impl Future<Output = ()>) {
         .expect("the test ends in time");
 }
 
-fn code(error: ttrpc::Error) -> (Code, String) {
+pub fn code(error: ttrpc::Error) -> (Code, String) {
     match error {
         ttrpc::Error::RpcStatus(status) => (status.code(), status.message),
         other => panic!("{other}"),
@@ -79,7 +79,7 @@ async fn pod(node: &Node) -> (Shim, u32) {
 }
 
 /// CreateSandbox's options: a pod of this name.
-fn pod_config(hostname: &str) -> Any {
+pub fn pod_config(hostname: &str) -> Any {
     let mut value = vec![2 << 3 | 2, u8::try_from(hostname.len()).unwrap()];
     value.extend(hostname.as_bytes());
     Any {
@@ -89,7 +89,7 @@ fn pod_config(hostname: &str) -> Any {
     }
 }
 
-fn create_sandbox(shim: &Shim, options: Any) -> CreateSandboxRequest {
+pub fn create_sandbox(shim: &Shim, options: Any) -> CreateSandboxRequest {
     CreateSandboxRequest {
         sandbox_id: "s1".into(),
         bundle_path: shim.bundle.to_str().unwrap().into(),

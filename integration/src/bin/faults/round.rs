@@ -6,6 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use integration::combination::has_vm;
 use integration::cri::{ContainerPlan, ContainerState, Cri, Pod, PodPlan};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -91,7 +92,7 @@ impl Fault {
             // It takes a running container to hurt the guest.
             (Target::Guest, &Step::ALL[3..5]),
         ];
-        let known = if handler == "runc" { 2 } else { targets.len() };
+        let known = if has_vm(handler) { targets.len() } else { 2 };
         let (target, steps) = targets[random.usize(..known)];
         Fault {
             target,

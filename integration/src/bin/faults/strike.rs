@@ -51,16 +51,17 @@ pub struct Blow(Option<JoinHandle<()>>);
 pub struct Striker {
     /// Processes that were there before the round.
     others: HashSet<i32>,
-    runc: bool,
+    /// Whether containerd's own shim runs its pods.
+    is_containerds: bool,
 }
 
 impl Striker {
     /// Spares what runs now.
     pub fn new(handler: &str) -> Striker {
-        let runc = handler == "runc";
+        let is_containerds = handler.starts_with("runc");
         let mut striker = Striker {
             others: HashSet::new(),
-            runc,
+            is_containerds,
         };
         for target in [Target::Shim, Target::Vmm, Target::Virtiofsd] {
             striker.others.extend(running(striker.program(target)));
@@ -70,7 +71,7 @@ impl Striker {
 
     fn program(&self, target: Target) -> &'static str {
         match target {
-            Target::Shim if self.runc => "containerd-shim-runc-v2",
+            Target::Shim if self.is_containerds => "containerd-shim-runc-v2",
             Target::Shim => "containerd-shim-joey-v2",
             Target::Vmm | Target::Guest => "joey-vmm",
             Target::Virtiofsd => "virtiofsd",

@@ -1,0 +1,132 @@
+//! What a container on the host's kernel leaves whose shim was killed.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use super::{room, root, rootfs};
+use crate::error::chain;
+use crate::guest_spec;
+use crate::host::cgroup::{self, Cgroup};
+
+/// Where a pod's first bundle keeps the way to the others: links with their containers' ids.
+const MEMBERS: &str = "members+";
+
+/// Keeps the way from a pod's first bundle to one that comes later. containerd 2 has nothing
+/// removed for those when their shim dies, but for the first.
+///
+/// # Errors
+/// When nothing can be written there.
+pub(super) fn add_member(home: &Path, id: &str, bundle: &Path) -> io::Result<()> {
+    if home == bundle {
+        return Ok(());
+    }
+    let members = room(home).join(MEMBERS);
+    fs::create_dir_all(&members)?;
+    symlink(bundle, members.join(id))
+}
+
+/// Forgets a bundle.
+pub(super) fn remove_member(home: &Path, id: &str) {
+    // The first bundle is none of them, and is gone before the last at times.
+    let _ = fs::remove_file(room(home).join(MEMBERS).join(id));
+}
+
+/// Removes what there is of a bundle's container: its processes, its cgroup, its root file
+/// system, its state; of a pod's first bundle, also what there is of the others'. Returns its
+/// pid and what could not be removed; the rest is removed all the same. `None`: it is none of
+/// this kind, or was removed already.
+pub fn of_bundle(bundle: &Path, id: &str) -> Option<(u32, Vec<String>)> {
+    let room = room(bundle);
+    if !room.exists() {
+        return None;
+    }
+    let mut errors = Vec::new();
+    for member in fs::read_dir(room.join(MEMBERS))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        if let (Ok(bundle), Some(id)) = (fs::read_link(member.path()), member.file_name().to_str())
+        {
+            errors.extend(
+                of_bundle(&bundle, id)
+                    .map(|(_, errors)| errors)
+                    .unwrap_or_default(),
+            );
+        }
+    }
+    let mut failed = |error: &dyn std::error::Error| errors.push(chain(error));
+    let mut pid = 0;
+    match runtime::Container::load(&room, id) {
+        Ok(mut container) => {
+            pid = container.pid();
+            if let Err(error) = container.delete(true) {
+                failed(&error);
+            }
+        }
+        // The shim was killed before it had written the state, or after it had removed it;
+        // then the spec tells where processes may be.
+        Err(_) => {
+            if let Some(cgroup) = cgroup_of(bundle)
+                && let Err(error) = cgroup.kill().and_then(|()| cgroup.remove())
+            {
+                failed(&error);
+            }
+        }
+    }
+    if let Err(error) = rootfs::remove(&root(bundle)) {
+        failed(&error);
+    }
+    rootfs::clear(&room);
+    if let Err(error) = fs::remove_dir_all(&room) {
+        failed(&error);
+    }
+    Some((pid, errors))
+}
+
+/// The cgroup that a bundle's spec names, if it is there.
+fn cgroup_of(bundle: &Path) -> Option<Cgroup> {
+    let spec = guest_spec::parse(&fs::read(bundle.join("config.json")).ok()?).ok()?;
+    let path: &PathBuf = spec.linux().as_ref()?.cgroups_path().as_ref()?;
+    let place = cgroup::place(path).ok()?;
+    place.exists().then(|| Cgroup::existing(place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_of_another_kind_is_left_alone() {
+        let bundle = tempfile::tempdir().unwrap();
+        fs::create_dir(root(bundle.path())).unwrap();
+        assert_eq!(of_bundle(bundle.path(), "c"), None);
+        assert!(root(bundle.path()).exists());
+    }
+
+    #[test]
+    fn a_pods_first_bundle_leads_to_the_others() {
+        let bundles = tempfile::tempdir().unwrap();
+        let path = |name: &str| bundles.path().join(name);
+        for name in ["first", "second", "third"] {
+            fs::create_dir_all(room(&path(name))).unwrap();
+            add_member(&path("first"), name, &path(name)).unwrap();
+        }
+        remove_member(&path("first"), "third");
+        remove_member(&path("first"), "first");
+        assert_eq!(of_bundle(&path("first"), "first"), Some((0, vec![])));
+        assert!(!room(&path("second")).exists());
+        assert!(room(&path("third")).exists());
+    }
+
+    #[test]
+    fn what_was_begun_is_removed_without_a_state() {
+        let bundle = tempfile::tempdir().unwrap();
+        fs::create_dir_all(room(bundle.path()).join("c")).unwrap();
+        fs::write(bundle.path().join("config.json"), "{}").unwrap();
+        assert_eq!(of_bundle(bundle.path(), "c"), Some((0, vec![])));
+        assert!(!room(bundle.path()).exists());
+    }
+}
