@@ -18,6 +18,7 @@ use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
 use crate::process::message::{Channel, Message};
 use crate::process::{self, Io, Launched, Launching, Place};
 use crate::resctrl::Group;
+use crate::rootfs::{Root, mount_at, uncover};
 use crate::starting::Starting;
 use crate::state::{Saved, StateDir, StateError, Status, born, is_alive, open_process};
 use crate::sys;
@@ -122,8 +123,21 @@ impl Container {
             born: 0,
             cgroup: Location::default(),
             created: SystemTime::now(),
+            beneath: None,
             spec,
         };
+        if !plan.namespaces.is_private(NamespaceKind::Mount) {
+            tracing::warn!(
+                "container {}: without a mount namespace it is mounted on the host, and its root \
+                 can be left by a process with CAP_SYS_CHROOT",
+                saved.id
+            );
+            let covered = mount_at(&plan.rootfs).map_err(|source| CreateError::System {
+                what: "look at the root file system",
+                source,
+            })?;
+            saved.beneath = Some((plan.rootfs.clone(), covered));
+        }
         // Each of these functions takes back what it has made itself. The error is what the caller
         // must learn; should something resist being taken back, there is nothing better to do.
         match make(&plan, &dir, &mut saved, io, cgroup, launch) {
@@ -305,6 +319,7 @@ impl Container {
             namespaces: 0,
             pid: false,
             user: false,
+            root: None,
             cgroup: &cgroup,
             state: self.state(),
         };
@@ -321,6 +336,9 @@ impl Container {
                 NamespaceKind::User => place.user = !self.shares_users(),
                 kind => place.namespaces |= kind.flag(),
             }
+        }
+        if self.saved.beneath.is_some() {
+            place.root = Some(self.root_of_first(first.as_fd())?);
         }
         let shares = Group::new(&self.saved.spec, &self.saved.id)?;
         let launching =
@@ -478,6 +496,11 @@ impl Container {
         {
             tracing::warn!("container {}: its resctrl group stays: {error}", self.id());
         }
+        self.saved.uncover().map_err(|source| StateError::File {
+            action: "unmount the root of",
+            path: self.saved.bundle.clone(),
+            source,
+        })?;
         if let Some(hooks) = self.saved.spec.hooks() {
             let state = self.saved.state(ContainerState::Stopped);
             hooks::run_all("poststop", hooks.poststop(), &state);
@@ -519,6 +542,23 @@ impl Container {
         cgroup.below(&root.join(path))
     }
 
+    /// The root of the first process, `first`.
+    fn root_of_first(&self, first: BorrowedFd<'_>) -> Result<Root, ExecError> {
+        let root = Root::of_process(self.saved.pid).map_err(|source| ExecError::System {
+            what: "open the container's root",
+            source,
+        })?;
+        // If it still lives, the id was not another's when the root was opened.
+        if is_alive(first) {
+            Ok(root)
+        } else {
+            Err(ExecError::NotRunning {
+                id: self.saved.id.clone(),
+                status: Status::Stopped,
+            })
+        }
+    }
+
     /// Whether the first process is in the caller's user namespace.
     fn shares_users(&self) -> bool {
         let link = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
@@ -543,6 +583,7 @@ fn make(
     let kept = dir.save(saved).map_err(CreateError::from);
     let made = kept.and_then(|()| launch(plan, dir, saved, io, options, &mut cgroup, shown));
     if made.is_err() {
+        let _ = saved.uncover();
         cgroup.inhabited();
         let _ = cgroup.kill().and_then(|()| cgroup.wait_empty());
         let _ = cgroup.remove();
@@ -652,6 +693,14 @@ fn keep(dir: &StateDir, saved: &mut Saved, launched: &Launched) -> Result<OwnedF
 }
 
 impl Saved {
+    /// Takes away what a container without a mount namespace has mounted on the host.
+    fn uncover(&self) -> std::io::Result<()> {
+        match &self.beneath {
+            Some((rootfs, covered)) => uncover(rootfs, *covered),
+            None => Ok(()),
+        }
+    }
+
     fn state(&self, status: ContainerState) -> State {
         let mut state = State::default();
         state

@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, openat, openat2,
-    readlinkat, statat,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, fstatfs, mkdirat,
+    openat, openat2, readlinkat, statat, statx,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -19,7 +19,7 @@ use rustix::mount::{
 use rustix::process::{chroot, fchdir, pivot_root};
 
 use crate::namespaces::PROC_MAGIC;
-use crate::plan::Plan;
+use crate::plan::{NamespaceKind, Plan};
 use crate::process::message::{Stage, Step};
 use crate::sys::{self, Attributes};
 
@@ -43,8 +43,11 @@ impl Root {
             // What the host mounts later reaches the container, never the other way round.
             _ => MountPropagationFlags::DOWNSTREAM,
         };
-        mount_change("/", propagation | MountPropagationFlags::REC)
-            .stage(|| "set the propagation of the root")?;
+        let own_mounts = plan.namespaces.is_private(NamespaceKind::Mount);
+        if own_mounts {
+            mount_change("/", propagation | MountPropagationFlags::REC)
+                .stage(|| "set the propagation of the root")?;
+        }
         let stage = || format!("mount the root file system {}", plan.rootfs.display());
         let place = openat(
             CWD,
@@ -53,13 +56,29 @@ impl Root {
             Mode::empty(),
         )
         .stage(stage)?;
-        if propagation == MountPropagationFlags::SHARED {
+        if own_mounts && propagation == MountPropagationFlags::SHARED {
             // The kernel refuses to enter a root that is shared or whose parent mount is.
             make_parent_private(&plan.rootfs).stage(stage)?;
         }
         let tree = clone_tree(CWD, &plan.rootfs, true).stage(stage)?;
         attach(tree.as_fd(), place.as_fd()).stage(stage)?;
+        if !own_mounts {
+            // What is mounted in it stays in it, and goes with it.
+            let private = Attributes {
+                propagation: libc::MS_PRIVATE,
+                ..Attributes::default()
+            };
+            sys::set_attributes(tree.as_fd(), private, true, None).stage(stage)?;
+        }
         Ok(Self { fd: tree })
+    }
+
+    /// The root of another process, as its caller sees it.
+    pub(crate) fn of_process(pid: u32) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self {
+            fd: openat(CWD, format!("/proc/{pid}/root"), flags, Mode::empty())?,
+        })
     }
 
     /// The root that the calling process is in.
@@ -211,6 +230,13 @@ impl Root {
         Ok(openat(&parent, name, flags, Mode::empty())?)
     }
 
+    /// Makes this the root of the calling process alone, which shares the host's mounts.
+    pub(crate) fn change_to(&self) -> Step<()> {
+        fchdir(&self.fd)
+            .and_then(|()| chroot("."))
+            .stage(|| "enter the root file system")
+    }
+
     /// Makes this the root of the calling process's mount namespace and lets go of the old one; with
     /// `no_pivot` by covering it.
     pub(crate) fn enter(&self, no_pivot: bool) -> Step<()> {
@@ -272,6 +298,20 @@ impl Root {
             .and_then(|()| chroot("."))
             .stage(|| "enter the new root")
     }
+}
+
+/// Which mount is on top at a path: an id that is not given again as long as the mount is there.
+pub(crate) fn mount_at(path: &Path) -> io::Result<u64> {
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)?;
+    Ok(found.stx_mnt_id)
+}
+
+/// Takes away what was mounted at a path, with all below it, since `mount_at` said `before`.
+pub(crate) fn uncover(path: &Path, before: u64) -> io::Result<()> {
+    while mount_at(path)? != before {
+        unmount(path, UnmountFlags::DETACH)?;
+    }
+    Ok(())
 }
 
 /// Attaches a detached or other mount on `place`.

@@ -88,6 +88,9 @@ pub(crate) struct Saved {
     pub cgroup: Location,
     /// When it was created.
     pub created: SystemTime,
+    /// Its root file system and what lies beneath it there ([`crate::rootfs::mount_at`]), for a
+    /// container that is mounted on the host: without a mount namespace.
+    pub beneath: Option<(PathBuf, u64)>,
     /// Its spec.
     pub spec: Spec,
 }

@@ -302,3 +302,42 @@ fn a_user_namespace_is_joined_with_others_made_in_it() {
     assert_eq!(outcomes[3], Value::Null);
     assert_eq!(outcomes[4], false);
 }
+
+#[test]
+fn without_a_mount_namespace_nothing_stays_on_the_host() {
+    let mut bundle =
+        Bundle::new("readlink /proc/self/ns/mnt; ls /; echo started > /tmp/there; sleep 1000");
+    bundle.spec["linux"]["namespaces"] = json!([]);
+    for field in ["hostname", "domainname"] {
+        bundle.spec.as_object_mut().unwrap().remove(field);
+    }
+    // An mqueue of the host's may not be shown twice, and sysfs is the host's.
+    bundle.spec["mounts"] = json!([
+        {"destination": "/proc", "type": "proc", "source": "proc"},
+        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+    ]);
+    bundle.spec["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+    bundle.spec["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+    let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let look = json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
+        "args": ["/bin/sh", "-c", "until [ -e /tmp/there ]; do :; done; ls /; readlink /proc/self/ns/mnt"]}}});
+    let outcomes =
+        bundle.take(json!(["create", "start", look, {"delete": {"force": true}}, "wait"]));
+    let own = std::fs::read_link("/proc/self/ns/mnt").unwrap();
+    let seen = outcomes[2]["output"].as_str().unwrap();
+    assert!(seen.contains(own.to_str().unwrap()), "{seen}");
+    assert!(seen.starts_with("bin\n") && !seen.contains("usr"), "{seen}");
+    assert_eq!(outcomes[3], json!(null));
+    assert_eq!(outcomes[4]["signal"], 9);
+    let after = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert_eq!(
+        before.matches(&bundle.id).count(),
+        after.matches(&bundle.id).count(),
+        "{after}"
+    );
+    // Nor after a failure when all is mounted.
+    bundle.spec["process"]["args"] = json!(["/no/such"]);
+    bundle.fail();
+    let after = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!after.contains(&bundle.id), "{after}");
+}

@@ -141,11 +141,11 @@ impl NamespacePlan {
                 _ => plan.new.push(kind),
             }
         }
-        if !plan.is_private(NamespaceKind::Mount) {
+        if plan.has_user() && !plan.is_private(NamespaceKind::Mount) {
             return Err(PlanError::new(
                 "linux.namespaces",
-                "a mount namespace is missing; without one the root file system would be the \
-                 host's",
+                "a user namespace needs a mount namespace beside it: in the host's it may not \
+                 mount",
             ));
         }
         plan.user_mappings(linux)?;

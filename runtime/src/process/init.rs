@@ -120,7 +120,11 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     root.make_directory(&plan.process.cwd)
         .stage(|| format!("make the directory {}", plan.process.cwd.display()))?;
 
-    root.enter(inherited.options.no_pivot)?;
+    if plan.namespaces.is_private(NamespaceKind::Mount) {
+        root.enter(inherited.options.no_pivot)?;
+    } else {
+        root.change_to()?;
+    }
     devices::replace_null(plan, &root)?;
     if let Io::Terminal { size } = inherited.io {
         let terminal = Terminal::open(plan.process.uid, size.or(plan.process.console_size))?;

@@ -12,6 +12,7 @@ use super::message::{Channel, Stage, Step};
 use crate::container::ExecOptions;
 use crate::namespaces::open_proc;
 use crate::plan::ProcessPlan;
+use crate::rootfs::Root;
 use crate::seccomp::Filter;
 use crate::sys;
 use crate::tty::Terminal;
@@ -29,6 +30,8 @@ pub(super) struct Inherited<'a> {
     pub user: bool,
     /// Whether the caller will put the process into its cgroup: it was not born there.
     pub placed_later: bool,
+    /// The container's root, when it has no mount namespace that would bring it.
+    pub root: Option<&'a Root>,
     pub channel: Channel,
     pub options: &'a ExecOptions,
 }
@@ -69,8 +72,13 @@ fn join(inherited: &Inherited<'_>) -> Step<Infallible> {
     };
     // All at once, and by the process itself: the kernel looks the namespaces up in it, so that no
     // file of the container is trusted to name them.
-    sys::set_namespace(inherited.first, inherited.namespaces | user)
-        .stage(|| "join the container's namespaces")?;
+    let types = inherited.namespaces | user;
+    if types != 0 {
+        sys::set_namespace(inherited.first, types).stage(|| "join the container's namespaces")?;
+    }
+    if let Some(root) = inherited.root {
+        root.change_to()?;
+    }
     if let Io::Terminal { size } = options.io {
         let terminal = Terminal::open(process.uid, size.or(process.console_size))?;
         hand_over(&terminal, &inherited.channel)?;

@@ -19,6 +19,7 @@ use crate::mounts::{Shown, Sources};
 use crate::namespaces::{ChildrenIn, Joined, birth_flags, open_proc, write_mappings};
 use crate::network::Devices;
 use crate::plan::{NamespaceKind, Plan, ProcessPlan};
+use crate::rootfs::Root;
 use crate::seccomp::{Filter, Listener};
 use crate::sys::{self, NewProcess};
 
@@ -306,6 +307,8 @@ pub(crate) struct Place<'a> {
     pub pid: bool,
     /// Whether it has a user namespace of its own.
     pub user: bool,
+    /// Its root, when it has no mount namespace of its own.
+    pub root: Option<Root>,
     /// Its cgroup.
     pub cgroup: &'a Cgroup,
     /// Its state, for an agent that answers system calls.
@@ -412,6 +415,7 @@ pub(crate) fn exec(
             first: place.first,
             namespaces: place.namespaces,
             user: place.user,
+            root: place.root.as_ref(),
             placed_later: cgroup.birthplace().is_none(),
             channel: theirs,
             options: &options,
