@@ -216,10 +216,10 @@ impl Container {
             .is_some_and(|first| is_alive(first.as_fd()))
         {
             Status::Stopped
-        } else if self.dir.waits_for_start() {
-            Status::Created
         } else if self.cgroup().is_ok_and(|cgroup| cgroup.is_frozen()) {
             Status::Paused
+        } else if self.dir.waits_for_start() {
+            Status::Created
         } else {
             Status::Running
         }
@@ -654,6 +654,7 @@ fn launch(
     let launched = process::create(plan, cgroup, shown, listener, io, options, state.clone())
         .inspect_err(|_| {
             // Hooks that have run may have something to take back.
+            let state = saved.state(ContainerState::Stopped);
             hooks::run_all("poststop", plan.hooks.poststop(), &state);
         });
     let launched = launched.map_err(|error| killed_by_limit(cgroup, saved).unwrap_or(error))?;

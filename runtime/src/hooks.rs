@@ -27,36 +27,47 @@ pub struct HookError {
 /// How much of a hook's standard error goes into the message.
 const SHOWN: u64 = 2048;
 
+/// Where hooks run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// In the caller's namespaces: in the bundle's directory, and with the caller's environment if
+    /// the hook names none, as with runc.
+    Host,
+    /// In the container's namespaces. Nothing of the caller's environment is shown there.
+    Container,
+}
+
 /// Runs hooks one after the other, up to the first that fails.
 pub(crate) fn run(
     kind: &'static str,
     hooks: &Option<Vec<Hook>>,
     state: &State,
+    side: Side,
 ) -> Result<(), HookError> {
     hooks
         .iter()
         .flatten()
-        .try_for_each(|hook| run_one(kind, hook, state))
+        .try_for_each(|hook| run_one(kind, hook, state, side))
 }
 
-/// Runs all hooks; one that fails is logged and does not keep the next from running.
+/// Runs all hooks on the host; one that fails is logged and does not keep the next from running.
 pub(crate) fn run_all(kind: &'static str, hooks: &Option<Vec<Hook>>, state: &State) {
     for hook in hooks.iter().flatten() {
-        if let Err(error) = run_one(kind, hook, state) {
+        if let Err(error) = run_one(kind, hook, state, Side::Host) {
             tracing::warn!("container {}: {error}", state.id());
         }
     }
 }
 
-fn run_one(kind: &'static str, hook: &Hook, state: &State) -> Result<(), HookError> {
-    execute(hook, state).map_err(|problem| HookError {
+fn run_one(kind: &'static str, hook: &Hook, state: &State, side: Side) -> Result<(), HookError> {
+    execute(hook, state, side).map_err(|problem| HookError {
         kind,
         path: hook.path().display().to_string(),
         problem,
     })
 }
 
-fn execute(hook: &Hook, state: &State) -> Result<(), String> {
+fn execute(hook: &Hook, state: &State, side: Side) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
     // Files in memory instead of pipes: nobody has to feed or drain them while the hook runs, and
     // a process that the hook leaves behind holds nothing open that is waited for.
@@ -71,15 +82,16 @@ fn execute(hook: &Hook, state: &State) -> Result<(), String> {
     if let Some(name) = args.next() {
         command.arg0(name);
     }
+    let env: Vec<&String> = hook.env().iter().flatten().collect();
+    if side == Side::Container || !env.is_empty() {
+        command.env_clear();
+    }
+    if side == Side::Host && state.bundle().is_dir() {
+        command.current_dir(state.bundle());
+    }
     command
         .args(args)
-        .env_clear()
-        .envs(
-            hook.env()
-                .iter()
-                .flatten()
-                .filter_map(|entry| entry.split_once('=')),
-        )
+        .envs(env.iter().filter_map(|entry| entry.split_once('=')))
         .stdin(Stdio::from(input))
         .stdout(Stdio::null())
         .stderr(Stdio::from(errors.try_clone().map_err(text)?));
@@ -165,13 +177,13 @@ mod tests {
     #[test]
     fn a_hook_sees_the_state_and_its_environment() {
         let hook = shell("[ $ANSWER = 42 ] && grep -q '\"id\":\"c1\"'", None);
-        run("prestart", &Some(vec![hook]), &state()).unwrap();
+        run("prestart", &Some(vec![hook]), &state(), Side::Host).unwrap();
     }
 
     #[test]
     fn a_failing_hook_says_why_and_stops_the_rest() {
         let hooks = vec![shell("echo no such luck >&2; exit 3", None)];
-        let error = run("prestart", &Some(hooks), &state()).unwrap_err();
+        let error = run("prestart", &Some(hooks), &state(), Side::Host).unwrap_err();
         assert_eq!(
             error.to_string(),
             "prestart hook /bin/sh: exited with 3: no such luck"
@@ -184,6 +196,7 @@ mod tests {
             "prestart",
             &Some(vec![shell("exec sleep 1000", Some(1))]),
             &state(),
+            Side::Host,
         )
         .unwrap_err();
         assert_eq!(error.problem, "timed out after 1 s");

@@ -192,7 +192,7 @@ fn finish(mount: &MountPlan, tree: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn set_all_attributes(mount: &MountPlan, tree: BorrowedFd<'_>) -> io::Result<()> {
-    for (attributes, recursive) in [(mount.recursive, true), (mount.attributes, false)] {
+    for (attributes, recursive) in [(mount.attributes, false), (mount.recursive, true)] {
         if attributes != Attributes::default() {
             sys::set_attributes(tree, attributes, recursive, None)?;
         }

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::cgroup::{self, CgroupError, Setting, Version};
 use crate::resctrl::Group;
+use crate::rootfs::clean;
 use crate::seccomp::Filter;
 
 /// Why a spec cannot be carried out.
@@ -242,7 +243,7 @@ fn rootfs(spec: &Spec, bundle: &Path) -> Result<PathBuf, PlanError> {
         .map(|root| root.path())
         .filter(|path| !path.as_os_str().is_empty())
         .ok_or_else(|| PlanError::new("root.path", "is missing"))?;
-    let path = bundle.join(path);
+    let path = clean(&bundle.join(path));
     let rootfs = path
         .canonicalize()
         .map_err(|error| PlanError::new("root.path", format!("{}: {error}", path.display())))?;

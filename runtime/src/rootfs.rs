@@ -56,8 +56,9 @@ impl Root {
             Mode::empty(),
         )
         .stage(stage)?;
-        if own_mounts && propagation == MountPropagationFlags::SHARED {
-            // The kernel refuses to enter a root that is shared or whose parent mount is.
+        if own_mounts {
+            // The kernel refuses to enter a root that is shared or whose parent mount is; and what
+            // the host mounts in the root's directory is not the container's.
             make_parent_private(&plan.rootfs).stage(stage)?;
         }
         let tree = clone_tree(CWD, &plan.rootfs, true).stage(stage)?;
@@ -219,15 +220,29 @@ impl Root {
 
     /// Opens (as O_PATH) what is at `path`, or a new empty file there.
     pub(crate) fn make_file(&self, path: &Path) -> io::Result<OwnedFd> {
-        match self.open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            other => return other,
+        let mut path = path.to_owned();
+        for _ in 0..=MOST_LINKS {
+            match self.open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => return other,
+            }
+            let (parent, name) = self.make_parent(&path)?;
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            match openat(&parent, name, flags, Mode::from_raw_mode(0o755)) {
+                Ok(_) => {
+                    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    return Ok(openat(&parent, name, flags, Mode::empty())?);
+                }
+                // A symbolic link that leads to nothing: what it names is made.
+                Err(Errno::EXIST) => {
+                    let target = readlinkat(&parent, name, Vec::new())?;
+                    let target = PathBuf::from(OsString::from_vec(target.into_bytes()));
+                    path = path.parent().unwrap_or(Path::new("/")).join(target);
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
-        let (parent, name) = self.make_parent(path)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        openat(&parent, name, flags, Mode::from_raw_mode(0o755))?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(openat(&parent, name, flags, Mode::empty())?)
+        Err(Errno::LOOP.into())
     }
 
     /// Makes this the root of the calling process alone, which shares the host's mounts.
@@ -350,6 +365,19 @@ pub(crate) fn relative(path: &Path) -> &Path {
         Err(_) if path.as_os_str().is_empty() => Path::new("."),
         Err(_) => path,
     }
+}
+
+/// A path without `.` and `..`, judged by its text alone: what comes before a `..` need not be there.
+pub(crate) fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(cleaned.pop()),
+            Component::CurDir => {}
+            part => cleaned.push(part),
+        }
+    }
+    cleaned
 }
 
 /// The names of a path, with `..` kept.
@@ -477,6 +505,31 @@ mod tests {
         std::fs::create_dir_all(&path).unwrap();
         let fd = openat(CWD, &path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
         (path, Root { fd })
+    }
+
+    #[test]
+    fn paths_are_cleaned_by_their_text() {
+        for (path, cleaned) in [
+            ("/a/../b", "/b"),
+            ("/../../c", "/c"),
+            ("/./d/", "/d"),
+            ("/", "/"),
+        ] {
+            assert_eq!(clean(Path::new(path)), Path::new(cleaned), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_made_where_a_link_leads() {
+        let (path, root) = scratch("file");
+        symlink("/deep/er", path.join("first")).unwrap();
+        std::fs::create_dir(path.join("deep")).unwrap();
+        symlink("../file", path.join("deep/er")).unwrap();
+        root.make_file(Path::new("/first")).unwrap();
+        assert!(path.join("file").is_file());
+        symlink("loop", path.join("loop")).unwrap();
+        assert!(root.make_file(Path::new("/loop")).is_err());
+        std::fs::remove_dir_all(path).unwrap();
     }
 
     #[test]

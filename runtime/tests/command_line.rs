@@ -271,7 +271,10 @@ fn nobody_can_write_to_the_program_that_waits_in_a_container() {
     let container = Driven::new("true");
     // A copy of its own: what others run cannot be written to anyway.
     let copy = container.0.dir.join("joey");
-    std::fs::copy(env!("CARGO_BIN_EXE_joey"), &copy).unwrap();
+    // By another process: one of this that forks meanwhile would keep it open for writing.
+    let mut cp = Command::new("cp");
+    cp.arg(env!("CARGO_BIN_EXE_joey")).arg(&copy);
+    assert!(cp.status().unwrap().success());
     let mut create = Command::new(&copy);
     create.args(container.command(&["create", "ID"]).get_args());
     let create = create.current_dir(&container.0.dir).stdin(Stdio::null());

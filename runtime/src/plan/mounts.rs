@@ -6,6 +6,7 @@ use oci_spec::runtime::{Mount, Spec};
 
 use super::namespaces::check_mappings;
 use super::{IdMapping, NamespacePlan, PlanError, id_mappings};
+use crate::rootfs::clean;
 use crate::sys::Attributes;
 
 /// What is mounted.
@@ -82,7 +83,7 @@ impl MountPlan {
         let field = format!("mounts[{}]", mount.destination().display());
         let fail = |problem: String| PlanError::new(&field, problem);
         // A relative destination is an old habit of some callers; it means "from the root".
-        let destination = Path::new("/").join(mount.destination());
+        let destination = clean(&Path::new("/").join(mount.destination()));
         if destination == Path::new("/") {
             return Err(fail(
                 "the destination is the root itself; use root.path".to_owned(),

@@ -130,6 +130,17 @@ impl ProcessPlan {
             ));
         }
         let user = process.user();
+        let groups = user.additional_gids().iter().flatten();
+        // To the kernel it means "as it is".
+        if groups
+            .chain([&user.uid(), &user.gid()])
+            .any(|id| *id == u32::MAX)
+        {
+            return Err(PlanError::new(
+                "process.user",
+                "4294967295 is no id; they are 0 to 4294967294",
+            ));
+        }
         Ok(Self {
             args,
             env,

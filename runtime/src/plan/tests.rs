@@ -139,7 +139,11 @@ fn the_wrong_field_is_named() {
 fn namespaces_must_fit_what_is_asked_of_them() {
     let namespaces =
         |list: Value| move |spec: &mut Value| spec["linux"]["namespaces"] = list.clone();
-    assert_eq!(wrong(namespaces(json!([]))), "linux.namespaces");
+    plan(namespaces(json!([]))).unwrap();
+    assert_eq!(
+        wrong(namespaces(json!([{"type": "user"}]))),
+        "linux.namespaces"
+    );
     assert_eq!(
         wrong(namespaces(json!([{"type": "mount"}, {"type": "mount"}]))),
         "linux.namespaces"

@@ -13,12 +13,13 @@ use super::Io;
 use super::finish::{self, Prepared};
 use super::message::{Channel, Failure, FailureKind, Message, Stage, Step};
 use crate::container::LaunchOptions;
+use crate::hooks::{self, Side};
 use crate::mounts::{self, Sources};
 use crate::namespaces::{self, Joined, open_proc, write_at};
 use crate::plan::{IdMapping, NamespaceKind, Plan};
 use crate::rootfs::{self, Root};
 use crate::tty::Terminal;
-use crate::{devices, hooks, network, sys};
+use crate::{devices, network, sys};
 
 /// What the process inherits.
 pub(super) struct Inherited<'a> {
@@ -180,6 +181,7 @@ fn run_early_hooks(inherited: &Inherited<'_>) -> Step<()> {
         "createContainer",
         hooks.create_container(),
         &state(inherited),
+        Side::Container,
     )
     .stage(|| "run the hooks")
 }
@@ -245,6 +247,7 @@ fn start(inherited: &Inherited<'_>, prepared: Prepared, channel: &Channel) -> St
         "startContainer",
         inherited.plan.hooks.start_container(),
         &state,
+        Side::Container,
     )
     .stage(|| "run the hooks")?;
     prepared.execute(&inherited.plan.process, channel)

@@ -14,7 +14,7 @@ use super::{Io, Launched, init, join, reap};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::container::{ExecOptions, LaunchOptions};
 use crate::error::{CreateError, ExecError};
-use crate::hooks;
+use crate::hooks::{self, Side};
 use crate::mounts::{Shown, Sources};
 use crate::namespaces::{ChildrenIn, Joined, birth_flags, open_proc, write_mappings};
 use crate::network::Devices;
@@ -266,8 +266,13 @@ fn follow(
                 if !plan.net_devices.is_empty() {
                     *devices = Some(Devices::take(&plan.net_devices, child.pid)?);
                 }
-                hooks::run("prestart", plan.hooks.prestart(), state)?;
-                hooks::run("createRuntime", plan.hooks.create_runtime(), state)?;
+                hooks::run("prestart", plan.hooks.prestart(), state, Side::Host)?;
+                hooks::run(
+                    "createRuntime",
+                    plan.hooks.create_runtime(),
+                    state,
+                    Side::Host,
+                )?;
                 channel.send(&Message::HooksDone, None).map_err(system)?;
             }
             Some((Message::Terminal, fd)) => terminal = fd,
