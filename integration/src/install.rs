@@ -11,6 +11,8 @@ pub const BIN: &str = "/usr/local/bin";
 pub const SHARE: &str = "/usr/local/share/joey";
 /// What goes to [`BIN`].
 pub const BINARIES: [&str; 3] = ["containerd-shim-joey-v2", "joey-vmm", "joeyctl"];
+/// The first of [`BINARIES`] by the name that stands for pods on the host's kernel.
+pub const SHARED_KERNEL: &str = "containerd-shim-joey-runc-v2";
 /// The OCI engine's command, which goes to [`BIN`] where the build has made it.
 pub const COMMAND: &str = "joey";
 /// What goes to [`SHARE`].
@@ -62,6 +64,11 @@ fn directory() -> PathBuf {
 pub fn add_joey(layer: Layer) -> Result<Layer, Error> {
     let from = build()?;
     let treesum = crate::testbed::build("testhost/build-init.sh", &["treesum"])?;
+    let layer = layer.file(
+        from.join(BINARIES[0]),
+        format!("{BIN}/{SHARED_KERNEL}"),
+        0o755,
+    );
     let command = Some(COMMAND).filter(|name| from.join(name).exists());
     let layer = BINARIES
         .into_iter()
