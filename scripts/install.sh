@@ -10,6 +10,8 @@ from=$here/../${CARGO_TARGET_DIR:-target}/joey
 
 install -d "$prefix/bin" "$prefix/share/joey"
 install -m 755 "$from"/{containerd-shim-joey-v2,joeyctl,joey-vmm,joey} "$prefix/bin/"
+# The same program: by this name its pods run on the host's kernel.
+ln -sf containerd-shim-joey-v2 "$prefix/bin/containerd-shim-joey-runc-v2"
 install -m 644 "$from"/{vmlinux,agent.cpio} "$prefix/share/joey/"
 
 cat <<TEXT

@@ -11,6 +11,8 @@ pub const BIN: &str = "/usr/local/bin";
 pub const SHARE: &str = "/usr/local/share/joey";
 /// What goes to [`BIN`].
 pub const BINARIES: [&str; 4] = ["containerd-shim-joey-v2", "joey-vmm", "joeyctl", "joey"];
+/// The first of [`BINARIES`] by the name that stands for pods on the host's kernel.
+pub const SHARED_KERNEL: &str = "containerd-shim-joey-runc-v2";
 /// What goes to [`SHARE`].
 pub const GUEST: [&str; 2] = ["vmlinux", "agent.cpio"];
 /// Where the tests find `treesum` in the test host.
@@ -60,6 +62,11 @@ fn directory() -> PathBuf {
 pub fn add_joey(layer: Layer) -> Result<Layer, Error> {
     let from = build()?;
     let treesum = crate::testbed::build("testhost/build-init.sh", &["treesum"])?;
+    let layer = layer.file(
+        from.join(BINARIES[0]),
+        format!("{BIN}/{SHARED_KERNEL}"),
+        0o755,
+    );
     let layer = BINARIES.iter().fold(layer, |layer, name| {
         layer.file(from.join(name), format!("{BIN}/{name}"), 0o755)
     });

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -218,6 +219,8 @@ fn listen(path: &Path) -> Result<Option<UnixListener>, BootstrapError> {
 fn serve(flags: &Flags, bundle: &Path, listener: UnixListener) -> io::Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command
+        // Its name is a setting: see `Mode::of_program`.
+        .arg0(std::env::args_os().next().unwrap_or_default())
         .args(["-namespace", &flags.namespace])
         .args(["-id", &flags.id])
         .args(["-address", &flags.address])

@@ -1,6 +1,7 @@
 //! `/etc/joey/config.toml`: what the operator may set. Every key has a default,
 //! so the file may be missing; a key that is not known is an error.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -25,6 +26,16 @@ pub enum Mode {
     Vm,
     /// The host's kernel, as with runc.
     Runc,
+}
+
+impl Mode {
+    /// What the name says that this program was started by: `containerd-shim-joey-runc-v2` is
+    /// of the runtime type `io.containerd.joey-runc.v2`. By the Sandbox API containerd 2.1
+    /// starts no containers of a handler that has options.
+    pub fn of_program(name: &OsStr) -> Option<Self> {
+        let file = Path::new(name).file_name()?;
+        (file == "containerd-shim-joey-runc-v2").then_some(Self::Runc)
+    }
 }
 
 /// The operator's settings.
@@ -295,6 +306,16 @@ fn host_cpus() -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_has_its_mode_by_name() {
+        let of = |name: &str| Mode::of_program(OsStr::new(name));
+        assert_eq!(
+            of("/usr/local/bin/containerd-shim-joey-runc-v2"),
+            Some(Mode::Runc)
+        );
+        assert_eq!(of("containerd-shim-joey-v2"), None);
+    }
 
     #[test]
     fn an_empty_file_is_the_defaults() {

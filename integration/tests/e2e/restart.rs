@@ -185,7 +185,11 @@ fn while_a_container_is_made() {
 fn while_a_pod_is_made() {
     let before = leaks::snapshot();
     let config = Pod::write_config(json!({}));
-    let tasks = "/run/containerd/io.containerd.runtime.v2.task/k8s.io/*";
+    let bundles = if Combination::of_this_run().is_by_sandbox_api() {
+        "/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io/*"
+    } else {
+        "/run/containerd/io.containerd.runtime.v2.task/k8s.io/*/config.json"
+    };
     let moments = if Combination::of_this_run().has_vm() {
         // The shim has begun; the VM runs.
         [
@@ -195,7 +199,7 @@ fn while_a_pod_is_made() {
     } else {
         // containerd has begun; the shim's socket is there.
         [
-            format!("ls {tasks}/config.json >/dev/null 2>&1"),
+            format!("ls -d {bundles} >/dev/null 2>&1"),
             "[ -n \"$(ls -A /run/containerd/s 2>/dev/null)\" ]".to_owned(),
         ]
     };

@@ -10,7 +10,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::empty::Empty;
 use containerd_shim_protos::protobuf::{Message, UnknownValueRef};
 
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::error::{Error, Result};
 
 /// Name of the message.
@@ -36,7 +36,12 @@ pub fn config(options: Option<&Any>) -> Result<Config> {
     } else {
         Config::load()
     };
-    config.map_err(Error::invalid)
+    let mut config = config.map_err(Error::invalid)?;
+    let program = std::env::args_os().next().unwrap_or_default();
+    if let Some(mode) = Mode::of_program(&program) {
+        config.mode = mode;
+    }
+    Ok(config)
 }
 
 /// The two fields of the message that count, without generated code for it.
@@ -63,7 +68,6 @@ fn parse(bytes: &[u8]) -> Result<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Mode;
 
     fn options(field: u8, text: &str) -> Any {
         let mut value = vec![field << 3 | 2, u8::try_from(text.len()).unwrap()];

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use integration::cri::{ALL_MEMORY, Cri};
+use integration::install::SHARED_KERNEL;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -51,6 +52,8 @@ pub struct Blow(Option<JoinHandle<()>>);
 pub struct Striker {
     /// Processes that were there before the round.
     others: HashSet<i32>,
+    /// Whether it is the runtime type by which the shim has another name.
+    has_other_name: bool,
     /// Whether containerd's own shim runs its pods.
     is_containerds: bool,
 }
@@ -61,6 +64,7 @@ impl Striker {
         let is_containerds = handler.starts_with("runc");
         let mut striker = Striker {
             others: HashSet::new(),
+            has_other_name: handler == "joey-runc-shim",
             is_containerds,
         };
         for target in [Target::Shim, Target::Vmm, Target::Virtiofsd] {
@@ -72,6 +76,7 @@ impl Striker {
     fn program(&self, target: Target) -> &'static str {
         match target {
             Target::Shim if self.is_containerds => "containerd-shim-runc-v2",
+            Target::Shim if self.has_other_name => SHARED_KERNEL,
             Target::Shim => "containerd-shim-joey-v2",
             Target::Vmm | Target::Guest => "joey-vmm",
             Target::Virtiofsd => "virtiofsd",
