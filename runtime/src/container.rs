@@ -20,7 +20,9 @@ use crate::process::{self, Io, Launched, Launching, Place};
 use crate::resctrl::Group;
 use crate::rootfs::{Root, mount_at, uncover};
 use crate::starting::Starting;
-use crate::state::{Saved, StateDir, StateError, Status, born, is_alive, open_process};
+use crate::state::{
+    Saved, StateDir, StateError, Status, born, is_alive, open_process, wait_for_end,
+};
 use crate::sys;
 
 /// What [`Container::create`] needs.
@@ -53,6 +55,9 @@ pub struct LaunchOptions {
     pub no_pivot: bool,
     /// Whether the command stays in the caller's session keyring.
     pub keep_keyring: bool,
+    /// Whether the container does without a cgroup of its own where the caller may not make one and
+    /// the spec asks for no limits: for callers who are not root.
+    pub cgroup_optional: bool,
 }
 
 /// How a process is added to a container.
@@ -311,8 +316,11 @@ impl Container {
         };
         let (process, filter) = plan::join(process, &self.saved.spec)?;
         let cgroup = match &options.sub_cgroup {
-            Some(path) => self.sub_cgroup(path)?,
-            None => self.cgroup()?,
+            Some(path) => Some(self.sub_cgroup(path)?),
+            None => match self.cgroup() {
+                Err(CgroupError::None) => None,
+                other => Some(other?),
+            },
         };
         let mut place = Place {
             first: first.as_fd(),
@@ -320,7 +328,7 @@ impl Container {
             pid: false,
             user: false,
             root: None,
-            cgroup: &cgroup,
+            cgroup: cgroup.as_ref(),
             state: self.state(),
         };
         let namespaces = self
@@ -462,6 +470,9 @@ impl Container {
     /// # Errors
     /// [`CgroupError`] when the cgroup cannot be read.
     pub fn pids(&self) -> Result<Vec<u32>, CgroupError> {
+        if self.saved.cgroup.is_none() {
+            return Err(CgroupError::None);
+        }
         match self.cgroup_if_there()? {
             Some(cgroup) => cgroup.pids(),
             None => Ok(Vec::new()),
@@ -488,7 +499,14 @@ impl Container {
                 cgroup.wait_empty()?;
                 cgroup.remove()?;
             }
-            None => self.saved.cgroup.forget()?,
+            None => {
+                self.saved.cgroup.forget()?;
+                self.end_first().map_err(|source| KillError::Signal {
+                    id: self.saved.id.clone(),
+                    signal: libc::SIGKILL,
+                    source,
+                })?;
+            }
         }
         // Without the file system there is no group of it any more.
         if let Ok(Some(group)) = Group::new(&self.saved.spec, &self.saved.id)
@@ -512,6 +530,18 @@ impl Container {
         Cgroup::open(&self.saved.cgroup)
     }
 
+    /// Kills the first process, whose pid namespace goes with it, and waits for its end.
+    fn end_first(&self) -> std::io::Result<()> {
+        let Some(first) = self.first.as_ref().filter(|first| is_alive(first.as_fd())) else {
+            return Ok(());
+        };
+        match sys::send_signal(first.as_fd(), libc::SIGKILL) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => wait_for_end(first.as_fd()),
+        }
+    }
+
     /// A cgroup below the container's own, by its path there.
     fn sub_cgroup(&self, path: &Path) -> Result<Cgroup, CgroupError> {
         let inside = path.strip_prefix("/").unwrap_or(path);
@@ -524,6 +554,7 @@ impl Container {
 
     fn cgroup_if_there(&self) -> Result<Option<Cgroup>, CgroupError> {
         match self.cgroup() {
+            Err(CgroupError::None) => Ok(None),
             Err(CgroupError::File { source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>
             {
@@ -576,18 +607,36 @@ fn make(
     options: LaunchOptions,
 ) -> Result<(OwnedFd, Launched), CreateError> {
     let hierarchies = Hierarchies::of_host()?;
-    let mut cgroup = make_cgroup(&hierarchies, plan, saved, driver)?;
-    saved.cgroup = cgroup.location();
-    let shown = Shown::new(&hierarchies, &cgroup);
+    let mut cgroup = match make_cgroup(&hierarchies, plan, saved, driver) {
+        Err(CreateError::Cgroup(error)) if options.cgroup_optional && error.is_denied() => {
+            if let Some(setting) = plan.resources.settings.first() {
+                return Err(CgroupError::Limits {
+                    setting: setting.field.clone(),
+                    source: Box::new(error),
+                }
+                .into());
+            }
+            tracing::debug!("container {}: it has no cgroup: {error}", saved.id);
+            None
+        }
+        other => Some(other?),
+    };
+    let shown = match &cgroup {
+        Some(cgroup) => Shown::new(&hierarchies, cgroup),
+        None => Shown::of_caller(&hierarchies),
+    };
+    saved.cgroup = cgroup.as_ref().map(Cgroup::location).unwrap_or_default();
     // Before there is a process: should this one be killed now, delete knows where to look.
     let kept = dir.save(saved).map_err(CreateError::from);
     let made = kept.and_then(|()| launch(plan, dir, saved, io, options, &mut cgroup, shown));
     if made.is_err() {
         let _ = saved.uncover();
-        cgroup.inhabited();
-        let _ = cgroup.kill().and_then(|()| cgroup.wait_empty());
-        let _ = cgroup.remove();
-        cgroup.undo();
+        if let Some(cgroup) = &mut cgroup {
+            cgroup.inhabited();
+            let _ = cgroup.kill().and_then(|()| cgroup.wait_empty());
+            let _ = cgroup.remove();
+            cgroup.undo();
+        }
     }
     made
 }
@@ -644,20 +693,40 @@ fn launch(
     saved: &mut Saved,
     io: Io,
     options: LaunchOptions,
-    cgroup: &mut Cgroup,
+    cgroup: &mut Option<Cgroup>,
     shown: Shown,
 ) -> Result<(OwnedFd, Launched), CreateError> {
-    cgroup.apply(&plan.resources.settings)?;
-    cgroup.set_device_rules(&plan.resources.devices)?;
+    if let Some(cgroup) = cgroup {
+        cgroup.apply(&plan.resources.settings)?;
+        if let Err(error) = cgroup.set_device_rules(&plan.resources.devices) {
+            // Who may not load the program may not make a device node either.
+            if !(options.cgroup_optional && error.is_denied()) {
+                return Err(error.into());
+            }
+        }
+    }
     let listener = dir.listen()?;
     let state = saved.state(ContainerState::Creating);
-    let launched = process::create(plan, cgroup, shown, listener, io, options, state.clone())
-        .inspect_err(|_| {
-            // Hooks that have run may have something to take back.
-            let state = saved.state(ContainerState::Stopped);
-            hooks::run_all("poststop", plan.hooks.poststop(), &state);
-        });
-    let launched = launched.map_err(|error| killed_by_limit(cgroup, saved).unwrap_or(error))?;
+    let launched = process::create(
+        plan,
+        cgroup.as_mut(),
+        shown,
+        listener,
+        io,
+        options,
+        state.clone(),
+    )
+    .inspect_err(|_| {
+        // Hooks that have run may have something to take back.
+        let state = saved.state(ContainerState::Stopped);
+        hooks::run_all("poststop", plan.hooks.poststop(), &state);
+    });
+    let launched = launched.map_err(|error| {
+        let killed = cgroup
+            .as_ref()
+            .and_then(|cgroup| killed_by_limit(cgroup, saved));
+        killed.unwrap_or(error)
+    })?;
     match keep(dir, saved, &launched) {
         Ok(first) => Ok((first, launched)),
         Err(error) => {

@@ -19,7 +19,7 @@ use rustix::mount::{
 use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
 
 use crate::copy::copy_contents;
-use crate::namespaces::{PROC_MAGIC, write_mappings};
+use crate::namespaces::{PROC_MAGIC, is_rootless, write_mappings};
 use crate::plan::{
     IdMappings, MountKind, MountPlan, NamespaceKind, NamespacePlan, Plan, has_selinux, id_mappings,
 };
@@ -57,7 +57,8 @@ pub(crate) struct Sources {
 impl Sources {
     /// Opens, in the caller's mount namespace, what the container's process cannot.
     pub(crate) fn open(plan: &Plan, cgroup: Shown) -> Step<Self> {
-        let foreign = plan.namespaces.has_user();
+        // Who is not root has no rights here either.
+        let foreign = plan.namespaces.has_user() && !is_rootless();
         let open = |mount: &MountPlan| {
             let (source, recursive) = match &mount.kind {
                 MountKind::Bind { source, recursive } => (source, recursive),

@@ -156,17 +156,62 @@ pub(crate) fn open_proc() -> io::Result<OwnedFd> {
     }
 }
 
-/// Maps the ids of the new user namespace that `pid` is in.
+/// Whether the calling process is not root, and so has rights over its own user namespaces alone. To
+/// be asked on the host.
+pub(crate) fn is_rootless() -> bool {
+    !rustix::process::geteuid().is_root()
+}
+
+/// Maps the ids of the new user namespace that `pid` is in. A caller who is not root may map its own
+/// ids; for others there are newuidmap and newgidmap, which know what `/etc/subuid` and
+/// `/etc/subgid` give to whom.
 pub(crate) fn write_mappings(pid: u32, plan: &NamespacePlan) -> io::Result<()> {
-    let lines = |mappings: &[IdMapping]| -> String {
-        mappings
-            .iter()
-            .map(|map| format!("{} {} {}\n", map.inside, map.outside, map.length))
-            .collect()
-    };
+    let own = |mappings: &[IdMapping], id: u32| matches!(mappings, [one] if one.length == 1 && one.outside == id);
+    if !is_rootless() {
+        write_map(pid, "uid_map", &plan.uid_mappings)?;
+        return write_map(pid, "gid_map", &plan.gid_mappings);
+    }
+    if own(&plan.uid_mappings, rustix::process::geteuid().as_raw()) {
+        write_map(pid, "uid_map", &plan.uid_mappings)?;
+    } else {
+        run_mapper("newuidmap", pid, &plan.uid_mappings)?;
+    }
+    if own(&plan.gid_mappings, rustix::process::getegid().as_raw()) {
+        // Or the namespace's root could leave a group that keeps it out of something.
+        std::fs::write(format!("/proc/{pid}/setgroups"), "deny")?;
+        write_map(pid, "gid_map", &plan.gid_mappings)
+    } else {
+        run_mapper("newgidmap", pid, &plan.gid_mappings)
+    }
+}
+
+fn write_map(pid: u32, name: &str, mappings: &[IdMapping]) -> io::Result<()> {
+    let lines: String = mappings
+        .iter()
+        .map(|map| format!("{} {} {}\n", map.inside, map.outside, map.length))
+        .collect();
     // The kernel takes each map in one write.
-    std::fs::write(format!("/proc/{pid}/uid_map"), lines(&plan.uid_mappings))?;
-    std::fs::write(format!("/proc/{pid}/gid_map"), lines(&plan.gid_mappings))
+    std::fs::write(format!("/proc/{pid}/{name}"), lines)
+}
+
+fn run_mapper(program: &str, pid: u32, mappings: &[IdMapping]) -> io::Result<()> {
+    let mut command = std::process::Command::new(program);
+    command.arg(pid.to_string());
+    for map in mappings {
+        command.args([map.inside, map.outside, map.length].map(|number| number.to_string()));
+    }
+    let output = command.output().map_err(|error| {
+        let hint = "install the package uidmap, or map your own ids alone";
+        io::Error::other(format!("{program}: {error}; {hint}"))
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!(
+        "{program}: {}; your ranges are in /etc/subuid and /etc/subgid",
+        said.trim()
+    )))
 }
 
 /// The caller's children are born into another pid namespace as long as this lives.

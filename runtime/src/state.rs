@@ -266,6 +266,20 @@ pub(crate) fn open_process(pid: u32, then: u64) -> Option<OwnedFd> {
     (born(pid).ok()? == then).then_some(pidfd)
 }
 
+/// Waits for the end of the process behind a descriptor, for some seconds.
+pub(crate) fn wait_for_end(pidfd: BorrowedFd<'_>) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    const PATIENCE: Timespec = Timespec {
+        tv_sec: 5,
+        tv_nsec: 0,
+    };
+    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+    match rustix::io::retry_on_intr(|| poll(&mut fds, Some(&PATIENCE)))? {
+        0 => Err(ErrorKind::TimedOut.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the process behind a descriptor has not ended.
 pub(crate) fn is_alive(pidfd: BorrowedFd<'_>) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

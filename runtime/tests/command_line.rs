@@ -372,3 +372,79 @@ fn statistics_and_limits_have_runcs_form() {
     let event: Value = serde_json::from_str(&container.run(&["events", "--stats", "ID"])).unwrap();
     assert_eq!(event["data"]["pids"]["limit"], 77);
 }
+
+/// The user that tests of callers without rights are.
+const ORDINARY: &str = "1000";
+
+#[test]
+fn an_ordinary_user_runs_a_container() {
+    let container = Driven::new("true");
+    let dir = &container.0.dir;
+    let home = dir.join("root");
+    let status = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_joey"))
+        .arg(&home)
+        .status();
+    assert!(status.unwrap().success());
+    std::fs::rename(container.0.rootfs(), home.join("rootfs")).unwrap();
+    let owned = Command::new("chown")
+        .args(["-R", "1000:1000"])
+        .arg(dir)
+        .status();
+    assert!(owned.unwrap().success());
+    let run = |args: &[&str]| -> Output {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", ORDINARY, "--regid", ORDINARY, "--clear-groups"]);
+        command.arg(home.join("joey")).args(args).current_dir(&home);
+        command.env("XDG_RUNTIME_DIR", &home).stdin(Stdio::null());
+        // Not pipes, which a container in the background would keep open.
+        let path = home.join("output");
+        let file = std::fs::File::create(&path).unwrap();
+        let status = command
+            .stdout(file.try_clone().unwrap())
+            .stderr(file)
+            .status()
+            .unwrap();
+        let stdout = std::fs::read(&path).unwrap();
+        eprintln!("{args:?}: {status}: {}", String::from_utf8_lossy(&stdout));
+        Output {
+            status,
+            stdout,
+            stderr: Vec::new(),
+        }
+    };
+    assert!(run(&["spec", "--rootless"]).status.success());
+    let config = home.join("config.json");
+    let mut spec: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
+    spec["process"]["terminal"] = false.into();
+    let script =
+        "id -u; cat /proc/self/uid_map; mount -t tmpfs none /dev/shm; [ -w /etc ]; echo $?";
+    spec["process"]["args"] = serde_json::json!(["/bin/sh", "-c", script]);
+    spec["process"]["oomScoreAdj"] = (-500).into();
+    std::fs::write(&config, spec.to_string()).unwrap();
+    let output = run(&["run", "ID"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(words[..4], ["0", "0", ORDINARY, "1"], "{text}");
+
+    spec["process"]["args"] = serde_json::json!(["/bin/sleep", "1000"]);
+    std::fs::write(&config, spec.to_string()).unwrap();
+    assert!(run(&["run", "--detach", "ID"]).status.success());
+    let output = run(&["exec", "ID", "sh", "-c", "id -u; hostname; exit 4"]);
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(output.stdout, b"0\njoey\n");
+    assert!(!run(&["delete", "ID"]).status.success());
+    assert!(run(&["delete", "--force", "ID"]).status.success());
+    assert_eq!(std::fs::read_dir(home.join("joey-oci")).unwrap().count(), 0);
+
+    // A limit without a cgroup is none.
+    spec["linux"]["resources"] = serde_json::json!({"memory": {"limit": 67108864}});
+    std::fs::write(&config, spec.to_string()).unwrap();
+    let output = run(&["run", "ID"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text.contains("linux.resources.memory.limit: there is no cgroup for it"),
+        "{text}"
+    );
+}

@@ -58,6 +58,19 @@ pub enum CgroupError {
     /// No cgroup file system is mounted.
     #[error("no cgroup file system is mounted; mount cgroup2, for example on /sys/fs/cgroup")]
     NotMounted,
+    /// The container was made without one, by a caller who may not make any.
+    #[error("the container has no cgroup: its caller was not allowed to make one")]
+    None,
+    /// Limits were asked for by a caller who may not make a cgroup.
+    #[error(
+        "linux.{setting}: there is no cgroup for it; leave it out, or delegate a cgroup: {source}"
+    )]
+    Limits {
+        /// The first limit.
+        setting: String,
+        /// Why there is none.
+        source: Box<CgroupError>,
+    },
     /// A limit needs a controller that the parent cgroup does not offer.
     #[error("{setting}: the {controller} controller is not available in {}", path.display())]
     NoController {
@@ -99,6 +112,14 @@ pub enum CgroupError {
 }
 
 impl CgroupError {
+    /// Whether the caller is not allowed to do this.
+    pub(crate) fn is_denied(&self) -> bool {
+        matches!(self, Self::File { source, .. } if matches!(
+            source.kind(),
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+        ))
+    }
+
     /// Whether a file is not there, or its cgroup no longer.
     fn is_gone(&self) -> bool {
         matches!(self, Self::File { source, .. }
@@ -137,6 +158,11 @@ impl Location {
         self.directories
             .first()
             .map_or(Path::new(""), |(_, path)| path)
+    }
+
+    /// Whether there never was a cgroup.
+    pub(crate) fn is_none(&self) -> bool {
+        self.directories.is_empty()
     }
 
     /// Lets go of what is left of it when its directories are gone already.
@@ -280,6 +306,9 @@ impl Cgroup {
     /// Opens a cgroup that is there. With version 1, directories that are gone are left out, and
     /// it is an error when all are.
     pub(crate) fn open(location: &Location) -> Result<Self, CgroupError> {
+        if location.is_none() {
+            return Err(CgroupError::None);
+        }
         let mut directories = Vec::new();
         let mut gone = None;
         for (controllers, path) in &location.directories {

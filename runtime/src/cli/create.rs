@@ -73,6 +73,7 @@ impl NewContainer {
                 preserve_fds: streams.preserve_fds(),
                 no_pivot: self.no_pivot,
                 keep_keyring: self.no_new_keyring,
+                cgroup_optional: global.cgroup_optional(),
             },
         })?;
         match streams.hand_over(&mut launched) {

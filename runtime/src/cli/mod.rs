@@ -194,6 +194,15 @@ impl Global {
         Ok(Container::load(&self.state_dir(), id)?)
     }
 
+    /// Whether a container may do without a cgroup.
+    fn cgroup_optional(&self) -> bool {
+        match self.rootless {
+            Rootless::True => true,
+            Rootless::False => false,
+            Rootless::Auto => !rustix::process::geteuid().is_root(),
+        }
+    }
+
     /// Who makes cgroups.
     fn cgroup_driver(&self) -> CgroupDriver {
         match (self.systemd_cgroup, rustix::process::geteuid().is_root()) {

@@ -51,6 +51,24 @@ impl Shown {
     }
 }
 
+impl Shown {
+    /// For a container that stays in its caller's cgroup.
+    pub(crate) fn of_caller(hierarchies: &Hierarchies) -> Self {
+        match hierarchies.version {
+            Version::V1 => Self::Separate(Vec::new()),
+            Version::V2 => {
+                let mount = hierarchies.list[0].point.clone();
+                let table = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+                let path = table.lines().find_map(|line| line.strip_prefix("0::/"));
+                Self::Unified {
+                    own: mount.join(path.unwrap_or_default()),
+                    mount,
+                }
+            }
+        }
+    }
+}
+
 /// Mounts it.
 pub(super) fn mount(plan: &Plan, root: &Root, mount: &MountPlan, shown: &Shown) -> Step<()> {
     match shown {

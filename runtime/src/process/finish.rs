@@ -55,15 +55,23 @@ pub(super) fn connect(io: &Io) -> Step<()> {
 }
 
 /// How much the host gives to a process: what takes the rights, and the /proc, of the host. `pid` is
-/// 0 for the calling process.
-pub(super) fn set_priorities(process: &ProcessPlan, proc: BorrowedFd<'_>, pid: u32) -> Step<()> {
+/// 0 for the calling process. Whoever is `rootless` may not make a process less likely to be killed,
+/// and goes on without that.
+pub(super) fn set_priorities(
+    process: &ProcessPlan,
+    proc: BorrowedFd<'_>,
+    pid: u32,
+    rootless: bool,
+) -> Step<()> {
     if let Some(value) = process.oom_score_adj {
         let file = match pid {
             0 => "self/oom_score_adj".to_owned(),
             pid => format!("{pid}/oom_score_adj"),
         };
-        write_at(proc, &file, &value.to_string())
-            .stage(|| format!("set oom_score_adj to {value}"))?;
+        match write_at(proc, &file, &value.to_string()) {
+            Err(error) if rootless && error.kind() == io::ErrorKind::PermissionDenied => {}
+            other => other.stage(|| format!("set oom_score_adj to {value}"))?,
+        }
     }
     if let Some(scheduler) = process.scheduler {
         sys::set_scheduler(pid, scheduler).stage(|| "set the scheduler")?;

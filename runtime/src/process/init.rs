@@ -33,8 +33,10 @@ pub(super) struct Inherited<'a> {
     pub options: LaunchOptions,
     /// The state for hooks; the process fills in its own id.
     pub state: State,
-    /// Whether the caller will put the process into its cgroup: it was not born there.
-    pub placed_later: bool,
+    /// Whether the process waits until it is in its cgroup and known to the caller.
+    pub waits: bool,
+    /// Whether the caller is not root.
+    pub rootless: bool,
     /// Whether a helper has joined the namespaces that are to be joined.
     pub joined_already: bool,
 }
@@ -68,9 +70,12 @@ pub(super) fn report(channel: &Channel, failure: Failure) -> i32 {
 fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
     let Inherited { plan, channel, .. } = inherited;
     sys::reset_signals();
-    // The memory is a copy of the caller's: no process of the container may look into it.
-    sys::set_dumpable(false).stage(|| "close the memory to the container")?;
-    if inherited.placed_later {
+    // The memory is a copy of the caller's: no process of the container may look into it. Nor may
+    // then a caller who is not root map ids or set priorities from outside.
+    if !inherited.rootless {
+        sys::set_dumpable(false).stage(|| "close the memory to the container")?;
+    }
+    if inherited.waits {
         expect_placed(channel)?;
     }
     let proc = open_proc().stage(|| "open /proc")?;
@@ -84,6 +89,10 @@ fn prepare(inherited: &Inherited<'_>) -> Step<Prepared> {
         expect(channel, "the ids to be mapped", |message| {
             matches!(message, Message::Mapped)
         })?;
+    }
+    if inherited.rootless {
+        finish::set_priorities(&plan.process, proc.as_fd(), 0, true)?;
+        sys::set_dumpable(false).stage(|| "close the memory to the container")?;
     }
     setsid().stage(|| "make a session")?;
     if !inherited.options.keep_keyring {

@@ -16,7 +16,7 @@ use crate::container::{ExecOptions, LaunchOptions};
 use crate::error::{CreateError, ExecError};
 use crate::hooks::{self, Side};
 use crate::mounts::{Shown, Sources};
-use crate::namespaces::{ChildrenIn, Joined, birth_flags, open_proc, write_mappings};
+use crate::namespaces::{ChildrenIn, Joined, birth_flags, is_rootless, open_proc, write_mappings};
 use crate::network::Devices;
 use crate::plan::{NamespaceKind, Plan, ProcessPlan};
 use crate::rootfs::Root;
@@ -103,7 +103,7 @@ fn gone() -> io::Error {
 /// its start on `listener`.
 pub(crate) fn create(
     plan: &Plan,
-    cgroup: &mut Cgroup,
+    cgroup: Option<&mut Cgroup>,
     shown: Shown,
     listener: OwnedFd,
     io: Io,
@@ -117,6 +117,7 @@ pub(crate) fn create(
     // Rights over namespaces of the host end where a user namespace begins: then a helper joins
     // what is to be joined, and the real process is born from it.
     let with_helper = plan.namespaces.has_user() && !plan.namespaces.join.is_empty();
+    let birthplace = cgroup.as_deref().and_then(Cgroup::birthplace);
     let inherited = init::Inherited {
         plan,
         joined: &joined,
@@ -126,12 +127,13 @@ pub(crate) fn create(
         io: &io,
         options,
         state: state.clone(),
-        placed_later: cgroup.birthplace().is_none(),
+        waits: waits_for_place(cgroup.as_deref(), with_helper),
+        rootless: is_rootless(),
         joined_already: with_helper,
     };
     let how = NewProcess {
         namespaces: birth_flags(&plan.namespaces),
-        cgroup: cgroup.birthplace(),
+        cgroup: birthplace,
         sibling: false,
     };
     let mut child = if with_helper {
@@ -157,10 +159,13 @@ pub(crate) fn create(
     drop(io);
 
     if with_helper {
-        child = real_process(&channel, child)?;
+        let system = |what, source| CreateError::System { what, source };
+        child = real_process(&channel, child, CreateError::Died, system)?;
     }
-    put_in(cgroup, &child, &channel)?;
-    cgroup.inhabited();
+    put_in(cgroup.as_deref(), with_helper, &child, &channel)?;
+    if let Some(cgroup) = cgroup {
+        cgroup.inhabited();
+    }
     if plan.namespaces.makes(NamespaceKind::User) {
         write_mappings(child.pid, &plan.namespaces)
             .stage(|| "map the ids of the user namespace")?;
@@ -188,10 +193,23 @@ pub(crate) fn create(
         .map_err(system("keep the container's process"))
 }
 
+/// Whether a process waits for its maker before it does anything: to be put into a cgroup that it
+/// was not born in, or, born of a helper, to be known.
+fn waits_for_place(cgroup: Option<&Cgroup>, with_helper: bool) -> bool {
+    with_helper || cgroup.is_some_and(|cgroup| cgroup.birthplace().is_none())
+}
+
 /// Puts a process into its cgroup where it was not born there, and tells it.
-fn put_in(cgroup: &Cgroup, child: &Child, channel: &Channel) -> Result<(), CgroupError> {
-    if cgroup.birthplace().is_none() {
+fn put_in(
+    cgroup: Option<&Cgroup>,
+    with_helper: bool,
+    child: &Child,
+    channel: &Channel,
+) -> Result<(), CgroupError> {
+    if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.birthplace().is_none()) {
         cgroup.add(child.pid)?;
+    }
+    if waits_for_place(cgroup, with_helper) {
         // Whether it has ended already is told by what comes from it, or does not.
         let _ = channel.send(&Message::Placed, None);
     }
@@ -223,24 +241,61 @@ fn help(how: NewProcess<'_>, inherited: init::Inherited<'_>) -> i32 {
     }
 }
 
+/// Likewise for a process that is added to a container whose user namespace it has to enter first.
+fn help_join(how: NewProcess<'_>, place: &Place<'_>, inherited: join::Inherited<'_>) -> i32 {
+    let channel = match inherited.channel.as_fd().try_clone_to_owned() {
+        Ok(fd) => Channel::from(fd),
+        Err(_) => return 1,
+    };
+    let make = || {
+        let proc = open_proc().stage(|| "open /proc")?;
+        set_priorities(inherited.process, proc.as_fd(), 0, true)?;
+        sys::set_dumpable(false).stage(|| "close the memory to the container")?;
+        let pid = if place.pid { libc::CLONE_NEWPID } else { 0 } as u64;
+        let user = libc::CLONE_NEWUSER as u64;
+        sys::set_namespace(place.first, place.namespaces | pid | user)
+            .stage(|| "join the container's namespaces")?;
+        let inherited = join::Inherited {
+            host: Some(proc),
+            ..inherited
+        };
+        let how = NewProcess {
+            sibling: true,
+            ..how
+        };
+        let (pid, _) = sys::spawn(how, || join::run(inherited))
+            .stage(|| "make a process in the container (clone3)")?;
+        channel
+            .send(&Message::Forked { pid }, None)
+            .stage(|| "report to the caller")
+    };
+    match make() {
+        Ok(()) => 0,
+        Err(failure) => init::report(&channel, failure),
+    }
+}
+
 /// Waits for the helper to make the real process, and collects the helper.
-fn real_process(channel: &Channel, mut helper: Child) -> Result<Child, CreateError> {
-    let system = |what| move |source| CreateError::System { what, source };
+fn real_process<E: From<Failure>>(
+    channel: &Channel,
+    mut helper: Child,
+    died: fn(String) -> E,
+    system: fn(&'static str, io::Error) -> E,
+) -> Result<Child, E> {
     let received = channel
         .receive()
-        .map_err(system("talk to the helper process"))?;
+        .map_err(|source| system("talk to the helper process", source))?;
     let pid = match received {
         Some((Message::Forked { pid }, _)) => pid,
         Some((Message::Failed(failure), _)) => return Err(failure.into()),
-        Some((message, _)) => return Err(CreateError::Died(format!("it sent {message:?}"))),
-        None => return Err(CreateError::Died(helper.end())),
+        Some((message, _)) => return Err(died(format!("it sent {message:?}"))),
+        None => return Err(died(helper.end())),
     };
     // It is a child of this process and not collected, so its id cannot be another's.
     let pidfd = Pid::from_raw(pid as i32)
         .ok_or(rustix::io::Errno::SRCH)
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
-        .map_err(io::Error::from)
-        .map_err(system("open the container's process"))?;
+        .map_err(|error| system("open the new process", error.into()))?;
     let child = Child::new((pid, pidfd));
     helper.end();
     Ok(child)
@@ -293,8 +348,10 @@ fn follow(
 /// Sets the limits and priorities of the first process from outside, where a user namespace takes no
 /// rights away, and when it no longer opens anything itself.
 fn set_limits(plan: &Plan, pid: u32) -> Result<(), Failure> {
-    let proc = open_proc().stage(|| "open /proc")?;
-    set_priorities(&plan.process, proc.as_fd(), pid)?;
+    if !is_rootless() {
+        let proc = open_proc().stage(|| "open /proc")?;
+        set_priorities(&plan.process, proc.as_fd(), pid, false)?;
+    }
     for &(resource, limit) in &plan.process.rlimits {
         prlimit(Pid::from_raw(pid as i32), resource, limit)
             .stage(|| limit_stage(resource, limit))?;
@@ -314,8 +371,8 @@ pub(crate) struct Place<'a> {
     pub user: bool,
     /// Its root, when it has no mount namespace of its own.
     pub root: Option<Root>,
-    /// Its cgroup.
-    pub cgroup: &'a Cgroup,
+    /// Its cgroup, if it has one.
+    pub cgroup: Option<&'a Cgroup>,
     /// Its state, for an agent that answers system calls.
     pub state: State,
 }
@@ -412,8 +469,11 @@ pub(crate) fn exec(
     other_cgroup: impl FnOnce() -> Option<Cgroup>,
 ) -> Result<Launching, ExecError> {
     let system = |what| move |source| ExecError::System { what, source };
-    let attempt = |cgroup: &Cgroup| -> Result<(Channel, Child), ExecError> {
+    // A caller without rights of its own has them in the container's user namespace alone.
+    let with_helper = place.user && is_rootless();
+    let attempt = |cgroup: Option<&Cgroup>| -> Result<(Channel, Child), ExecError> {
         let (channel, theirs) = Channel::pair().map_err(system("make a socket"))?;
+        let birthplace = cgroup.and_then(Cgroup::birthplace);
         let inherited = join::Inherited {
             process,
             filter: filter.clone(),
@@ -421,26 +481,36 @@ pub(crate) fn exec(
             namespaces: place.namespaces,
             user: place.user,
             root: place.root.as_ref(),
-            placed_later: cgroup.birthplace().is_none(),
+            waits: waits_for_place(cgroup, with_helper),
+            host: None,
             channel: theirs,
             options: &options,
         };
         let how = NewProcess {
-            cgroup: cgroup.birthplace(),
+            cgroup: birthplace,
             ..NewProcess::default()
         };
-        let _inside = place
-            .pid
-            .then(|| ChildrenIn::enter(place.first))
-            .transpose()
-            .map_err(system("join the pid namespace"))?;
-        let child = sys::spawn(how, || {
-            sys::close_inherited(channel.as_fd());
-            join::run(inherited)
-        })
-        .map_err(system("make a process in the container (clone3)"))?;
-        let child = Child::new(child);
-        put_in(cgroup, &child, &channel)?;
+        let child = if with_helper {
+            let helper = sys::spawn(NewProcess::default(), || {
+                sys::close_inherited(channel.as_fd());
+                help_join(how, place, inherited)
+            });
+            let helper = Child::new(helper.map_err(system("make a helper process"))?);
+            let system = |what, source| ExecError::System { what, source };
+            real_process(&channel, helper, ExecError::Died, system)?
+        } else {
+            let _inside = place
+                .pid
+                .then(|| ChildrenIn::enter(place.first))
+                .transpose()
+                .map_err(system("join the pid namespace"))?;
+            let child = sys::spawn(how, || {
+                sys::close_inherited(channel.as_fd());
+                join::run(inherited)
+            });
+            Child::new(child.map_err(system("make a process in the container (clone3)"))?)
+        };
+        put_in(cgroup, with_helper, &child, &channel)?;
         Ok((channel, child))
     };
     let made = match attempt(place.cgroup) {
@@ -448,7 +518,7 @@ pub(crate) fn exec(
         // cgroup with children that have controllers takes none: go where the first process is.
         Err(ExecError::System { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
             match other_cgroup() {
-                Some(cgroup) => attempt(&cgroup),
+                Some(cgroup) => attempt(Some(&cgroup)),
                 None => Err(system("make a process in the container (clone3)")(source)),
             }
         }
