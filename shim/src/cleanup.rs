@@ -1,12 +1,15 @@
 //! `containerd-shim-joey-v2 delete`: removes what a sandbox has on the host
 //! without its shim, which is gone or about to go.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use containerd_shim::Flags;
-use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::api::{DeleteResponse, ShutdownRequest};
 use containerd_shim_protos::protobuf::MessageField;
+use containerd_shim_protos::shim_async::{Client, TaskClient};
+use containerd_shim_protos::ttrpc::context;
 
 use crate::bootstrap::{address, socket_path};
 use crate::events::timestamp;
@@ -15,10 +18,15 @@ use crate::host::remains;
 use crate::process::KILLED;
 use crate::shared;
 
+/// How long a shim may take to answer that it ends.
+const END_TIME: Duration = Duration::from_secs(2);
+
 /// Removes the sandbox, or the container on the host's kernel, of a bundle. What cannot be removed is named on standard
 /// error, which containerd logs; the rest is removed all the same. After a normal
 /// end there is nothing left to do.
 pub fn delete(flags: &Flags, bundle: &Path) -> DeleteResponse {
+    let address = address(flags, &flags.id);
+    end_server(&address);
     let of_vm = || StateDir::of_bundle(bundle).map(|dir| remains::of_sandbox(&dir));
     let (pid, errors) = shared::remains::of_bundle(bundle, &flags.id)
         .or_else(|| of_vm().ok())
@@ -26,7 +34,7 @@ pub fn delete(flags: &Flags, bundle: &Path) -> DeleteResponse {
     for error in errors {
         eprintln!("removing what {} left: {error}", flags.id);
     }
-    let socket = socket_path(&address(flags, &flags.id));
+    let socket = socket_path(&address);
     if let Err(error) = std::fs::remove_file(&socket)
         && error.kind() != std::io::ErrorKind::NotFound
     {
@@ -37,6 +45,32 @@ pub fn delete(flags: &Flags, bundle: &Path) -> DeleteResponse {
         exit_status: KILLED,
         exited_at: MessageField::some(timestamp(SystemTime::now())),
         ..Default::default()
+    }
+}
+
+/// Ends a shim that serves still: one whose containerd was killed before it had learnt of it
+/// would stay for ever.
+fn end_server(address: &str) {
+    if UnixStream::connect(socket_path(address)).is_err() {
+        return;
+    }
+    let end = async {
+        let client = TaskClient::new(Client::connect(address).await?);
+        let request = ShutdownRequest {
+            now: true,
+            ..Default::default()
+        };
+        client
+            .shutdown(context::with_duration(END_TIME), &request)
+            .await
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        // The connection may close before the answer is out.
+        Ok(runtime) => drop(runtime.block_on(end)),
+        Err(error) => eprintln!("cannot end the shim that serves {address}: {error}"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! containerd is killed and started anew at bad moments: what ran goes on, what
 //! happened meanwhile is known, what was half done can be removed.
 
-use integration::combination::Combination;
+use integration::combination::{Combination, Way};
 use integration::testbed::TestHost;
 use libtest_mimic::Trial;
 use serde_json::json;
@@ -188,7 +188,7 @@ fn while_a_pod_is_made() {
     let bundles = if Combination::of_this_run().is_by_sandbox_api() {
         "/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io/*"
     } else {
-        "/run/containerd/io.containerd.runtime.v2.task/k8s.io/*/config.json"
+        "/run/containerd/io.containerd.runtime.v2.task/k8s.io/*"
     };
     let moments = if Combination::of_this_run().has_vm() {
         // The shim has begun; the VM runs.
@@ -197,11 +197,12 @@ fn while_a_pod_is_made() {
             "ls /run/joey/k8s.io/*/sandbox.json >/dev/null 2>&1".to_owned(),
         ]
     } else {
-        // containerd has begun; the shim's socket is there.
-        [
-            format!("ls -d {bundles} >/dev/null 2>&1"),
-            "[ -n \"$(ls -A /run/containerd/s 2>/dev/null)\" ]".to_owned(),
-        ]
+        // The shim has begun, or the command has in its place; the first process is there.
+        let kept = match Combination::of_this_run().way {
+            Way::Command => ["rootfs", "init.pid"],
+            _ => ["joey", "joey/*/state.json"],
+        };
+        kept.map(|name| format!("ls -d {bundles}/{name} >/dev/null 2>&1"))
     };
     for moment in &moments {
         restart_while(

@@ -55,9 +55,9 @@ fn namespaces_of_the_host() {
         assert_ne!(container.sh(link), sh(link));
         // What it leaves behind in the host's namespace ends with it.
         container.sh("sleep 4321 >/dev/null 2>&1 &");
-        sh("pgrep -f 'sleep 4321'");
+        sh("pgrep -f '[s]leep 4321'");
         sh(&format!("crictl stop -t 0 {}", container.id));
-        sh("for i in $(seq 100); do pgrep -f 'sleep 4321' || exit 0; sleep 0.1; done; exit 1");
+        sh("for i in $(seq 100); do pgrep -f '[s]leep 4321' || exit 0; sleep 0.1; done; exit 1");
     }
     leaks::settled(&before);
 }

@@ -30,13 +30,16 @@ use crate::containerd::{Node, Shim, call, container_spec, read_all, sandbox_spec
 use crate::pods::{code, create_sandbox, pod_config, run};
 
 /// All of them.
-pub const TESTS: [Test; 8] = [
+pub const TESTS: [Test; 9] = [
     ("shared_a_pod_lives_and_leaves_nothing", || run(lives())),
     ("shared_an_exec_reads_and_writes", || run(exec())),
     ("shared_a_terminal_is_carried", || run(terminal())),
     ("shared_what_is_asked_of_a_container", || run(asked())),
     ("shared_without_pids_of_its_own_all_end", || run(siblings())),
     ("shared_a_killed_shim_is_cleaned_up_after", || run(killed())),
+    ("shared_a_shim_that_nobody_knows_ends_with_delete", || {
+        run(unknown())
+    }),
     ("shared_errors_leave_nothing", || run(errors())),
     ("shared_a_sandbox_by_the_sandbox_api_lives", || {
         run(sandbox_api())
@@ -374,6 +377,29 @@ async fn killed() {
     assert_clean(&node, &["c1", "c2"]);
     // Again, as after a normal end.
     assert!(node.shim("c1", "delete").status.success());
+}
+
+/// containerd was killed when it had started the shim and not yet learnt of it.
+async fn unknown() {
+    let node = node().await;
+    let shim = node.start_without_spec("s1").await;
+    let api = shim.sandbox.clone();
+    let request = create_sandbox(&shim, pod_config("pod"));
+    api.create_sandbox(call(), &request).await.unwrap();
+    drop(shim);
+    let output = node.shim("s1", "delete");
+    assert!(output.status.success(), "{output:?}");
+    assert_clean(&node, &["s1"]);
+    let bundle = node.bundle_dir("s1");
+    let served = || {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes
+            .filter_map(|process| fs::read_link(process.path().join("cwd")).ok())
+            .any(|cwd| cwd == bundle)
+    };
+    while served() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
 }
 
 async fn errors() {
