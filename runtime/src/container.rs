@@ -174,7 +174,12 @@ impl Container {
     /// # Errors
     /// [`StateError`] when its directory cannot be removed.
     pub fn forget(state_dir: &Path, id: &str) -> Result<(), StateError> {
-        StateDir::open(state_dir, id)?.remove()
+        let dir = StateDir::open(state_dir, id)?;
+        for directory in dir.noted_cgroup() {
+            // It has no process yet. One that is in use is not this container's.
+            let _ = std::fs::remove_dir(directory);
+        }
+        dir.remove()
     }
 
     /// Its id.
@@ -607,6 +612,14 @@ fn make(
     options: LaunchOptions,
 ) -> Result<(OwnedFd, Launched), CreateError> {
     let hierarchies = Hierarchies::of_host()?;
+    if driver == CgroupDriver::Cgroupfs {
+        let points = hierarchies.list.iter();
+        let directories: Vec<PathBuf> = points
+            .map(|hierarchy| hierarchy.point.join(&plan.cgroup))
+            .filter(|directory| !directory.exists())
+            .collect();
+        dir.note_cgroup(&directories)?;
+    }
     let mut cgroup = match make_cgroup(&hierarchies, plan, saved, driver) {
         Err(CreateError::Cgroup(error)) if options.cgroup_optional && error.is_denied() => {
             if let Some(setting) = plan.resources.settings.first() {

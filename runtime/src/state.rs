@@ -72,6 +72,7 @@ pub enum StateError {
 
 const STATE: &str = "state.json";
 const SOCKET: &str = "start";
+const CGROUP: &str = "cgroup";
 
 /// The kept facts of a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -176,6 +177,23 @@ impl StateDir {
             std::fs::rename(new, self.path.join(STATE))
         };
         write().map_err(|error: io::Error| self.error("write", STATE, error))
+    }
+
+    /// Notes which directories are about to be made for the cgroup: should the maker be killed before
+    /// the state is written, they would be nobody's.
+    pub(crate) fn note_cgroup(&self, directories: &[PathBuf]) -> Result<(), StateError> {
+        let text: Vec<&str> = directories
+            .iter()
+            .filter_map(|path| path.to_str())
+            .collect();
+        std::fs::write(self.path.join(CGROUP), text.join("\n"))
+            .map_err(|error| self.error("write", CGROUP, error))
+    }
+
+    /// The directories that were noted.
+    pub(crate) fn noted_cgroup(&self) -> Vec<PathBuf> {
+        let text = std::fs::read_to_string(self.path.join(CGROUP)).unwrap_or_default();
+        text.lines().map(PathBuf::from).collect()
     }
 
     /// Reads the state of `id`.
