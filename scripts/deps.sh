@@ -10,7 +10,7 @@ commands=(
     flex:flex bison:bison bc:bc cpio:cpio objcopy:binutils xz:xz-utils zstd:zstd
     qemu-system-x86_64:qemu-system-x86 setpriv:util-linux mkfs.ext4:e2fsprogs
     mkfs.erofs:erofs-utils mmdebstrap:mmdebstrap depmod:kmod setcap:libcap2-bin
-    ip:iproute2 tc:iproute2 busybox:busybox-static strace curl:curl git:git realpath:coreutils
+    ip:iproute2 tc:iproute2 busybox:busybox-static strace:strace curl:curl git:git realpath:coreutils
 )
 # file:package, for what is no command.
 files=(
