@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use oci_spec::runtime::Process as ProcessSpec;
 use runtime::TerminalSize;
 use tokio::sync::watch;
 
@@ -11,6 +12,18 @@ use crate::stdio::Attached;
 use crate::sys;
 
 pub use crate::sys::signal;
+
+/// Signals of Linux: 1 to 64.
+pub const SIGNALS: std::ops::RangeInclusive<u32> = 1..=64;
+
+/// The size that a spec gives its terminal.
+pub fn console_size(spec: &ProcessSpec) -> Option<TerminalSize> {
+    let size = spec.console_size()?;
+    Some(TerminalSize {
+        columns: u16::try_from(size.width()).ok()?,
+        rows: u16::try_from(size.height()).ok()?,
+    })
+}
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

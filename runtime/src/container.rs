@@ -9,7 +9,7 @@ use oci_spec::runtime::{ContainerState, LinuxResources, Process, Spec, State};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cgroup::{
-    Cgroup, CgroupDriver, CgroupError, CgroupStats, Hierarchies, Location, MemoryWatch,
+    Cgroup, CgroupDriver, CgroupError, CgroupStats, Hierarchies, LEAVING, Location, MemoryWatch,
 };
 use crate::error::{CreateError, DeleteError, ExecError, KillError, StartError};
 use crate::hooks;
@@ -21,7 +21,7 @@ use crate::resctrl::Group;
 use crate::rootfs::{Root, mount_at, uncover};
 use crate::starting::Starting;
 use crate::state::{
-    Saved, StateDir, StateError, Status, born, is_alive, open_process, wait_for_end,
+    Saved, StateDir, StateError, Status, born, ends_within, is_alive, open_process,
 };
 use crate::sys;
 
@@ -543,7 +543,8 @@ impl Container {
         match sys::send_signal(first.as_fd(), libc::SIGKILL) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             Err(error) => Err(error),
-            Ok(()) => wait_for_end(first.as_fd()),
+            Ok(()) if ends_within(first.as_fd(), Some(LEAVING))? => Ok(()),
+            Ok(()) => Err(ErrorKind::TimedOut.into()),
         }
     }
 

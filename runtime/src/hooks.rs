@@ -2,15 +2,17 @@
 //! state on their standard input.
 
 use std::io::{Read, Seek, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use oci_spec::runtime::{Hook, State};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
+
+use crate::state::ends_within;
 
 /// Why a hook failed.
 #[derive(Debug, Error)]
@@ -136,22 +138,7 @@ fn ended(pid: u32, timeout: Option<Duration>) -> std::io::Result<bool> {
         .and_then(Pid::from_raw)
         .ok_or(rustix::io::Errno::SRCH)?;
     let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    loop {
-        let left = deadline.map(|deadline| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: left.subsec_nanos().into(),
-            }
-        });
-        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], left.as_ref()) {
-            Ok(0) => return Ok(false),
-            Ok(_) => return Ok(true),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    ends_within(pidfd.as_fd(), timeout)
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use oci_spec::runtime::Spec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -284,33 +285,36 @@ pub(crate) fn open_process(pid: u32, then: u64) -> Option<OwnedFd> {
     (born(pid).ok()? == then).then_some(pidfd)
 }
 
-/// Waits for the end of the process behind a descriptor, for some seconds.
-pub(crate) fn wait_for_end(pidfd: BorrowedFd<'_>) -> io::Result<()> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    const PATIENCE: Timespec = Timespec {
-        tv_sec: 5,
-        tv_nsec: 0,
-    };
-    let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
-    match rustix::io::retry_on_intr(|| poll(&mut fds, Some(&PATIENCE)))? {
-        0 => Err(ErrorKind::TimedOut.into()),
-        _ => Ok(()),
+/// Waits for the end of the process behind a descriptor, without collecting it; without a `timeout`
+/// for as long as it takes. False when it took too long.
+pub(crate) fn ends_within(pidfd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let left = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        let mut fds = [PollFd::from_borrowed_fd(pidfd, PollFlags::IN)];
+        match poll(&mut fds, left.as_ref()) {
+            Ok(ready) => return Ok(ready != 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 
 /// Whether the process behind a descriptor has not ended.
 pub(crate) fn is_alive(pidfd: BorrowedFd<'_>) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    matches!(poll(&mut fds, Some(&now)), Ok(0))
+    matches!(ends_within(pidfd, Some(Duration::ZERO)), Ok(false))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]

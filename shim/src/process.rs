@@ -5,8 +5,10 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use containerd_shim_protos::api::{DeleteResponse, StateResponse, WaitResponse};
-use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
+use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse, StateResponse, WaitResponse};
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskStart,
+};
 use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
 use tokio::sync::{RwLock, RwLockReadGuard, watch};
 use tokio::time::{Instant, timeout};
@@ -189,6 +191,56 @@ impl Process {
             response.exit_status = exit.status;
             response.exited_at = MessageField::some(timestamp(exit.at));
         }
+        response
+    }
+
+    /// Tells containerd that the container was made whose first process this is.
+    pub fn tell_created(&self, request: &CreateTaskRequest, pid: u32, publisher: &Publisher) {
+        publisher.publish(&TaskCreate {
+            container_id: self.container.clone(),
+            bundle: request.bundle.clone(),
+            rootfs: request.rootfs.clone(),
+            io: MessageField::some(TaskIO {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+                ..Default::default()
+            }),
+            pid,
+            ..Default::default()
+        });
+    }
+
+    /// Tells containerd that it runs.
+    pub fn tell_started(&self, pid: u32, publisher: &Publisher) {
+        if self.exec.is_empty() {
+            publisher.publish(&TaskStart {
+                container_id: self.container.clone(),
+                pid,
+                ..Default::default()
+            });
+        } else {
+            publisher.publish(&TaskExecStarted {
+                container_id: self.container.clone(),
+                exec_id: self.exec.clone(),
+                pid,
+                ..Default::default()
+            });
+        }
+    }
+
+    /// Tells containerd that the container was removed whose first process this is, and gives the
+    /// answer to Delete.
+    pub fn tell_deleted(&self, publisher: &Publisher) -> DeleteResponse {
+        let response = self.delete_response();
+        publisher.publish(&TaskDelete {
+            container_id: self.container.clone(),
+            pid: response.pid,
+            exit_status: response.exit_status,
+            exited_at: response.exited_at.clone(),
+            ..Default::default()
+        });
         response
     }
 

@@ -10,9 +10,8 @@ use runtime::{CgroupDriver, Container, LaunchOptions};
 
 use super::delete::remove_directory;
 use super::error::engine;
-use super::processes::console_size;
 use super::{Task, TaskError, Tasks};
-use crate::process::{Ending, Process};
+use crate::process::{Ending, Process, console_size};
 use crate::spec::{self, Place};
 use crate::stdio::{self, Stdio};
 use crate::storage::RootFs;

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use crate::events::EventLog;
 use crate::oom::OomWatch;
-use crate::process::{Ending, Exit, Process};
+use crate::process::{Ending, Exit, Process, SIGNALS};
 use crate::reaper::Reaper;
 use crate::stdio::Stdio;
 use crate::storage::{RootFs, Storage};
@@ -31,9 +31,6 @@ use error::engine;
 
 pub use create::NewContainer;
 pub use error::TaskError;
-
-/// Signals of Linux: 1 to 64.
-const SIGNALS: std::ops::RangeInclusive<u32> = 1..=64;
 
 /// Where a process is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

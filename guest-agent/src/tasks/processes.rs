@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use oci_spec::runtime::Process as ProcessSpec;
 use protocol::ids;
-use runtime::TerminalSize;
 
 use super::error::engine;
 use super::{Exec, Status, TaskError, Tasks};
-use crate::process::{Ending, Exit, Process, follow};
+use crate::process::{Ending, Exit, Process, console_size, follow};
 use crate::stdio::{self, Stdio};
 
 /// Status of a process that was never started because its start failed.
@@ -172,13 +171,4 @@ fn unwatched(source: io::Error) -> TaskError {
         what: "watch a new process",
         source,
     }
-}
-
-/// The size that a spec gives its terminal.
-pub(super) fn console_size(spec: &ProcessSpec) -> Option<TerminalSize> {
-    let size = spec.console_size()?;
-    Some(TerminalSize {
-        columns: u16::try_from(size.width()).ok()?,
-        rows: u16::try_from(size.height()).ok()?,
-    })
 }

@@ -135,7 +135,7 @@ impl CgroupError {
 
 /// How long processes that have been killed may take to leave the cgroup: one that the kernel holds
 /// in a call may take any time, and the caller can try again.
-const LEAVING: Duration = Duration::from_secs(5);
+pub(crate) const LEAVING: Duration = Duration::from_secs(5);
 
 /// How long processes may take to freeze: one in an uninterruptible wait freezes when that ends;
 /// past this the caller is told.

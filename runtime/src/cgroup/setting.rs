@@ -1,6 +1,6 @@
 //! What to write into which file of a cgroup, derived from a spec without touching the system.
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxMemory, LinuxResources};
 
 use super::{CgroupError, Version, v1, v2};
 
@@ -124,6 +124,22 @@ pub(super) fn rdma(resources: &LinuxResources) -> Vec<Setting> {
             Setting::new("resources.rdma", "rdma", "rdma.max", line)
         })
         .collect()
+}
+
+/// Has the first of the `settings` for memory refused when `file` counts more in use than the new
+/// limits allow, if the spec wants that looked at.
+pub(super) fn check_usage(settings: &mut [Setting], memory: &LinuxMemory, file: &'static str) {
+    let limits = [memory.limit(), memory.swap()];
+    let least = limits
+        .into_iter()
+        .flatten()
+        .filter(|&limit| limit > 0)
+        .min();
+    if memory.check_before_update() == Some(true)
+        && let (Some(least), Some(first)) = (least, settings.first_mut())
+    {
+        first.above = Some((file, least as u64));
+    }
 }
 
 #[cfg(test)]

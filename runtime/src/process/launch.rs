@@ -23,6 +23,12 @@ use crate::rootfs::Root;
 use crate::seccomp::{Filter, Listener};
 use crate::sys::{self, NewProcess};
 
+/// What fails when a container's first process cannot be made.
+const MAKE_FIRST: &str = "make the container's process (clone3)";
+
+/// What fails when another one cannot be made.
+const MAKE_ANOTHER: &str = "make a process in the container (clone3)";
+
 /// A process that does not outlive its set-up unless that succeeds.
 #[derive(Debug)]
 struct Child {
@@ -139,7 +145,14 @@ pub(crate) fn create(
     let mut child = if with_helper {
         let helper = sys::spawn(NewProcess::default(), || {
             sys::close_inherited(channel.as_fd());
-            help(how, inherited)
+            let theirs = inherited.channel.as_fd().try_clone_to_owned();
+            help(
+                how,
+                theirs,
+                MAKE_FIRST,
+                || enter_joined(inherited),
+                init::run,
+            )
         });
         Child::new(helper.map_err(system("make a helper process"))?)
     } else {
@@ -153,7 +166,7 @@ pub(crate) fn create(
             sys::close_inherited(channel.as_fd());
             init::run(inherited)
         });
-        Child::new(first.map_err(system("make the container's process (clone3)"))?)
+        Child::new(first.map_err(system(MAKE_FIRST))?)
     };
     // What only the process needs goes now, or the end of its streams would not be seen.
     drop(io);
@@ -216,21 +229,25 @@ fn put_in(
     Ok(())
 }
 
-/// The helper's life: joins, makes the real process as a child of the caller, tells and ends.
-fn help(how: NewProcess<'_>, inherited: init::Inherited<'_>) -> i32 {
-    let channel = match inherited.channel.as_fd().try_clone_to_owned() {
-        Ok(fd) => Channel::from(fd),
-        Err(_) => return 1,
+/// A helper's life: enters what the real process is to be in, makes that as a child of the caller,
+/// tells and ends. `enter` gives what the process, which `run` is, inherits; `what` names its making.
+fn help<I>(
+    how: NewProcess<'_>,
+    channel: io::Result<OwnedFd>,
+    what: &'static str,
+    enter: impl FnOnce() -> Step<I>,
+    run: impl FnOnce(I) -> i32,
+) -> i32 {
+    let Ok(channel) = channel.map(Channel::from) else {
+        return 1;
     };
     let make = || {
-        sys::set_dumpable(false).stage(|| "close the memory to the container")?;
-        inherited.joined.enter(&[])?;
+        let inherited = enter()?;
         let how = NewProcess {
             sibling: true,
             ..how
         };
-        let (pid, _) = sys::spawn(how, || init::run(inherited))
-            .stage(|| "make the container's process (clone3)")?;
+        let (pid, _) = sys::spawn(how, || run(inherited)).stage(|| what)?;
         channel
             .send(&Message::Forked { pid }, None)
             .stage(|| "report to the caller")
@@ -241,38 +258,29 @@ fn help(how: NewProcess<'_>, inherited: init::Inherited<'_>) -> i32 {
     }
 }
 
-/// Likewise for a process that is added to a container whose user namespace it has to enter first.
-fn help_join(how: NewProcess<'_>, place: &Place<'_>, inherited: join::Inherited<'_>) -> i32 {
-    let channel = match inherited.channel.as_fd().try_clone_to_owned() {
-        Ok(fd) => Channel::from(fd),
-        Err(_) => return 1,
-    };
-    let make = || {
-        let proc = open_proc().stage(|| "open /proc")?;
-        set_priorities(inherited.process, proc.as_fd(), 0, true)?;
-        sys::set_dumpable(false).stage(|| "close the memory to the container")?;
-        let pid = if place.pid { libc::CLONE_NEWPID } else { 0 } as u64;
-        let user = libc::CLONE_NEWUSER as u64;
-        sys::set_namespace(place.first, place.namespaces | pid | user)
-            .stage(|| "join the container's namespaces")?;
-        let inherited = join::Inherited {
-            host: Some(proc),
-            ..inherited
-        };
-        let how = NewProcess {
-            sibling: true,
-            ..how
-        };
-        let (pid, _) = sys::spawn(how, || join::run(inherited))
-            .stage(|| "make a process in the container (clone3)")?;
-        channel
-            .send(&Message::Forked { pid }, None)
-            .stage(|| "report to the caller")
-    };
-    match make() {
-        Ok(()) => 0,
-        Err(failure) => init::report(&channel, failure),
-    }
+/// Joins the namespaces that the container's first process is to be in.
+fn enter_joined(inherited: init::Inherited<'_>) -> Step<init::Inherited<'_>> {
+    sys::set_dumpable(false).stage(|| "close the memory to the container")?;
+    inherited.joined.enter(&[])?;
+    Ok(inherited)
+}
+
+/// Joins the namespaces of a container in whose user namespace alone the caller has rights.
+fn enter_container<'a>(
+    place: &Place<'_>,
+    inherited: join::Inherited<'a>,
+) -> Step<join::Inherited<'a>> {
+    let proc = open_proc().stage(|| "open /proc")?;
+    set_priorities(inherited.process, proc.as_fd(), 0, true)?;
+    sys::set_dumpable(false).stage(|| "close the memory to the container")?;
+    let pid = if place.pid { libc::CLONE_NEWPID } else { 0 } as u64;
+    let user = libc::CLONE_NEWUSER as u64;
+    sys::set_namespace(place.first, place.namespaces | pid | user)
+        .stage(|| "join the container's namespaces")?;
+    Ok(join::Inherited {
+        host: Some(proc),
+        ..inherited
+    })
 }
 
 /// Waits for the helper to make the real process, and collects the helper.
@@ -493,7 +501,9 @@ pub(crate) fn exec(
         let child = if with_helper {
             let helper = sys::spawn(NewProcess::default(), || {
                 sys::close_inherited(channel.as_fd());
-                help_join(how, place, inherited)
+                let theirs = inherited.channel.as_fd().try_clone_to_owned();
+                let enter = || enter_container(place, inherited);
+                help(how, theirs, MAKE_ANOTHER, enter, join::run)
             });
             let helper = Child::new(helper.map_err(system("make a helper process"))?);
             let system = |what, source| ExecError::System { what, source };
@@ -508,7 +518,7 @@ pub(crate) fn exec(
                 sys::close_inherited(channel.as_fd());
                 join::run(inherited)
             });
-            Child::new(child.map_err(system("make a process in the container (clone3)"))?)
+            Child::new(child.map_err(system(MAKE_ANOTHER))?)
         };
         put_in(cgroup, with_helper, &child, &channel)?;
         Ok((channel, child))
@@ -519,7 +529,7 @@ pub(crate) fn exec(
         Err(ExecError::System { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
             match other_cgroup() {
                 Some(cgroup) => attempt(Some(&cgroup)),
-                None => Err(system("make a process in the container (clone3)")(source)),
+                None => Err(system(MAKE_ANOTHER)(source)),
             }
         }
         other => other,

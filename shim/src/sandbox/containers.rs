@@ -5,7 +5,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteRequest, DeleteResponse};
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::ttrpc::{self, Code};
@@ -180,20 +179,7 @@ impl Sandbox {
         };
         let answer = self.guest.task.create(guest::bounded(), &message).await?;
         let early = init.state().created(answer.pid).map_err(Error::failed)?;
-        self.publisher.publish(&TaskCreate {
-            container_id: request.id.clone(),
-            bundle: request.bundle.clone(),
-            rootfs: request.rootfs.clone(),
-            io: MessageField::some(TaskIO {
-                stdin: request.stdin.clone(),
-                stdout: request.stdout.clone(),
-                stderr: request.stderr.clone(),
-                terminal: request.terminal,
-                ..Default::default()
-            }),
-            pid: answer.pid,
-            ..Default::default()
-        });
+        init.tell_created(request, answer.pid, &self.publisher);
         if let Some(exit) = early {
             init.finish(exit, &self.publisher);
         }
@@ -231,15 +217,7 @@ impl Sandbox {
         if self.running() {
             self.settle();
         }
-        let response = init.delete_response();
-        self.publisher.publish(&TaskDelete {
-            container_id: id.to_owned(),
-            pid: response.pid,
-            exit_status: response.exit_status,
-            exited_at: response.exited_at.clone(),
-            ..Default::default()
-        });
-        Ok(response)
+        Ok(init.tell_deleted(&self.publisher))
     }
 
     /// Has the agent remove a process. One that it does not know, or that went

@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use containerd_shim_protos::api::DeleteResponse;
-use containerd_shim_protos::events::task::TaskDelete;
 use protocol::shim::Description;
 use tokio::sync::watch as channel;
 
@@ -217,15 +216,7 @@ impl Sandbox {
         step(&process, |state| state.deletable())?;
         self.stop(KILLED).await;
         self.listed.store(false, Ordering::Relaxed);
-        let response = process.delete_response();
-        self.publisher.publish(&TaskDelete {
-            container_id: self.id.clone(),
-            pid: response.pid,
-            exit_status: response.exit_status,
-            exited_at: response.exited_at.clone(),
-            ..Default::default()
-        });
-        Ok(response)
+        Ok(process.tell_deleted(&self.publisher))
     }
 
     /// Stops the VM, and the pod with it; the sandbox is reported to have ended

@@ -7,9 +7,7 @@ use containerd_shim_protos::api::{
     ProcessInfo, ResizePtyRequest, ResumeRequest, StartRequest, StatsRequest, StatsResponse,
     UpdateTaskRequest,
 };
-use containerd_shim_protos::events::task::{
-    TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
-};
+use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResumed};
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::ttrpc;
 use nix::sys::signal::Signal;
@@ -80,7 +78,7 @@ impl Sandbox {
                     pid => pid,
                 };
                 let early = step(&process, |state| state.started(pid))?;
-                self.publish_started(&process, pid);
+                process.tell_started(pid, &self.publisher);
                 if let Some(exit) = early {
                     process.finish(exit, &self.publisher);
                 }
@@ -104,29 +102,12 @@ impl Sandbox {
         step(process, TaskState::start)?;
         let early = step(process, |state| state.started(pid))?;
         if self.by != By::Sandbox {
-            self.publish_started(process, pid);
+            process.tell_started(pid, &self.publisher);
         }
         if let Some(exit) = early {
             self.finish_itself(process, exit);
         }
         Ok(pid)
-    }
-
-    fn publish_started(&self, process: &Process, pid: u32) {
-        if process.exec.is_empty() {
-            self.publisher.publish(&TaskStart {
-                container_id: process.container.clone(),
-                pid,
-                ..Default::default()
-            });
-        } else {
-            self.publisher.publish(&TaskExecStarted {
-                container_id: process.container.clone(),
-                exec_id: process.exec.clone(),
-                pid,
-                ..Default::default()
-            });
-        }
     }
 
     /// Adds an exec to a container.

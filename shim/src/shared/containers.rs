@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use containerd_shim_protos::api::{CreateTaskRequest, DeleteResponse};
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskIO};
-use containerd_shim_protos::protobuf::MessageField;
-use oci_spec::runtime::{LinuxNamespaceType, Process as ProcessSpec, Spec};
-use runtime::{CgroupDriver, CreateOptions, Launched, TerminalSize};
+use guest_agent::process::console_size;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use runtime::{CgroupDriver, CreateOptions, Launched};
 
 use super::{Container, Live, Member, SharedPod, remains, room, root, rootfs};
 use crate::error::{Error, Result};
@@ -113,20 +112,7 @@ impl SharedPod {
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(engine);
         process.state().created(pid).map_err(Error::failed)?;
-        self.publisher.publish(&TaskCreate {
-            container_id: request.id.clone(),
-            bundle: request.bundle.clone(),
-            rootfs: request.rootfs.clone(),
-            io: MessageField::some(TaskIO {
-                stdin: request.stdin.clone(),
-                stdout: request.stdout.clone(),
-                stderr: request.stderr.clone(),
-                terminal: request.terminal,
-                ..Default::default()
-            }),
-            pid,
-            ..Default::default()
-        });
+        process.tell_created(request, pid, &self.publisher);
         Ok(pid)
     }
 
@@ -161,15 +147,7 @@ impl SharedPod {
                 "container {id} is deleted already"
             )));
         }
-        let response = init.delete_response();
-        self.publisher.publish(&TaskDelete {
-            container_id: id.to_owned(),
-            pid: response.pid,
-            exit_status: response.exit_status,
-            exited_at: response.exited_at.clone(),
-            ..Default::default()
-        });
-        Ok(response)
+        Ok(init.tell_deleted(&self.publisher))
     }
 }
 
@@ -254,13 +232,4 @@ fn has_own_pids(spec: &Spec) -> bool {
         .unwrap_or_default()
         .iter()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
-}
-
-/// The size that a spec gives its terminal.
-pub(super) fn console_size(spec: &ProcessSpec) -> Option<TerminalSize> {
-    let size = spec.console_size()?;
-    Some(TerminalSize {
-        columns: u16::try_from(size.width()).ok()?,
-        rows: u16::try_from(size.height()).ok()?,
-    })
 }

@@ -8,18 +8,15 @@ use containerd_shim_protos::api::{
     DeleteResponse, ExecProcessRequest, KillRequest, PidsResponse, ProcessInfo, ResizePtyRequest,
     StatsResponse, UpdateTaskRequest,
 };
-use containerd_shim_protos::events::task::{
-    TaskExecAdded, TaskExecStarted, TaskPaused, TaskResumed, TaskStart,
-};
+use containerd_shim_protos::events::task::{TaskExecAdded, TaskPaused, TaskResumed};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::oci::ProcessDetails;
 use guest_agent::metrics;
-use guest_agent::process::{follow, signal};
+use guest_agent::process::{SIGNALS, console_size, follow, signal};
 use oci_spec::runtime::{LinuxResources, Process as ProcessSpec};
 use runtime::TerminalSize;
 
-use super::containers::console_size;
 use super::{Container, Live, Member, SharedPod};
 use crate::error::{Error, Result};
 use crate::metrics::TYPE_URL;
@@ -30,9 +27,6 @@ use crate::task_state::{Exit, TaskState};
 
 /// Name of the message that says which exec a process id belongs to.
 const PROCESS_DETAILS: &str = "containerd.runc.v1.ProcessDetails";
-
-/// Signals of Linux: 1 to 64.
-const SIGNALS: std::ops::RangeInclusive<u32> = 1..=64;
 
 /// Status of a process that was never started because its start failed.
 const FAILED_START: u32 = 255;
@@ -59,7 +53,7 @@ impl SharedPod {
         match started {
             Ok(pid) => {
                 let early = step(process, |state| state.started(pid))?;
-                self.publish_started(process, pid);
+                process.tell_started(pid, &self.publisher);
                 if let Some(exit) = early {
                     process.finish(exit, &self.publisher);
                 }
@@ -124,23 +118,6 @@ impl SharedPod {
             self.ended(member, exit);
         }
         Ok(pid)
-    }
-
-    fn publish_started(&self, process: &Process, pid: u32) {
-        if process.exec.is_empty() {
-            self.publisher.publish(&TaskStart {
-                container_id: process.container.clone(),
-                pid,
-                ..Default::default()
-            });
-        } else {
-            self.publisher.publish(&TaskExecStarted {
-                container_id: process.container.clone(),
-                exec_id: process.exec.clone(),
-                pid,
-                ..Default::default()
-            });
-        }
     }
 
     /// Adds an exec to a container.

@@ -475,6 +475,11 @@ fn updates() -> Vec<Case> {
             vec![Call([vec!["update"], words].concat()), look.clone()],
         )
     };
+    let from_file = |name, write| {
+        let file = "{dir}/resources.json";
+        let call = Call(vec!["update", "--resources", file, "{id}"]);
+        running(name, vec![Shell(write), call, look.clone()])
+    };
     vec![
         update("update/memory", vec!["--memory", "67108864", "{id}"]),
         update(
@@ -519,20 +524,9 @@ fn updates() -> Vec<Case> {
             .resources(json!({"pids": {"limit": 50}})),
         update("update/io-weight", vec!["--blkio-weight", "100", "{id}"]),
         update("update/nothing", vec!["{id}"]),
-        running(
+        from_file(
             "update/file",
-            vec![
-                Shell(
-                    "echo '{\"memory\": {\"limit\": 67108864}, \"pids\": {\"limit\": 42}}' >{dir}/resources.json",
-                ),
-                Call(vec![
-                    "update",
-                    "--resources",
-                    "{dir}/resources.json",
-                    "{id}",
-                ]),
-                look.clone(),
-            ],
+            "echo '{\"memory\": {\"limit\": 67108864}, \"pids\": {\"limit\": 42}}' >{dir}/resources.json",
         ),
         running(
             "update/stdin",
@@ -543,38 +537,17 @@ fn updates() -> Vec<Case> {
                 look.clone(),
             ],
         ),
-        running(
-            "update/file-bad",
-            vec![
-                Shell("echo '[' >{dir}/resources.json"),
-                Call(vec![
-                    "update",
-                    "--resources",
-                    "{dir}/resources.json",
-                    "{id}",
-                ]),
-                look.clone(),
-            ],
-        ),
-        running(
+        from_file("update/file-bad", "echo '[' >{dir}/resources.json"),
+        from_file(
             "update/file-unified",
-            vec![
-                Shell("echo '{\"unified\": {\"pids.max\": \"44\"}}' >{dir}/resources.json"),
-                Call(vec![
-                    "update",
-                    "--resources",
-                    "{dir}/resources.json",
-                    "{id}",
-                ]),
-                look.clone(),
-            ],
+            "echo '{\"unified\": {\"pids.max\": \"44\"}}' >{dir}/resources.json",
         ),
         running(
             "update/keeps-what-it-does-not-name",
             vec![
                 Call(vec!["update", "--pids-limit", "45", "{id}"]),
                 Call(vec!["update", "--cpu-share", "256", "{id}"]),
-                look,
+                look.clone(),
             ],
         )
         .resources(json!({"memory": {"limit": 64 << 20}, "cpu": {"quota": 50_000}})),

@@ -3,6 +3,7 @@
 use oci_spec::runtime::LinuxMemory;
 
 use super::{CgroupError, Setting};
+use crate::cgroup::setting::check_usage;
 
 /// The settings for `resources.memory`. A limit of the kernel's own memory has no effect since
 /// Linux 5.16 and is left out, as other engines do; all cgroups are hierarchical since 5.11.
@@ -57,16 +58,7 @@ pub(super) fn settings(memory: &LinuxMemory) -> Result<Vec<Setting>, CgroupError
         let file = "memory.oom_control";
         settings.push(new("disableOOMKiller", file, "1".to_owned()));
     }
-    let least = [limit, both]
-        .into_iter()
-        .flatten()
-        .filter(|&limit| limit > 0)
-        .min();
-    if memory.check_before_update() == Some(true)
-        && let (Some(least), Some(first)) = (least, settings.first_mut())
-    {
-        first.above = Some(("memory.usage_in_bytes", least as u64));
-    }
+    check_usage(&mut settings, memory, "memory.usage_in_bytes");
     Ok(settings)
 }
 

@@ -3,7 +3,7 @@
 use oci_spec::runtime::LinuxMemory;
 
 use super::{CgroupError, Setting, number};
-use crate::cgroup::setting::Value;
+use crate::cgroup::setting::{Value, check_usage};
 
 /// The settings for `resources.memory`. What only version 1 knows (kernel memory, swappiness,
 /// disabling the OOM killer) has no file here and is left out, as other engines do.
@@ -26,16 +26,7 @@ pub(super) fn settings(memory: &LinuxMemory) -> Result<Vec<Setting>, CgroupError
         let low = number(reservation);
         settings.push(new("resources.memory.reservation", "memory.low", low));
     }
-    let least = [limit, both]
-        .into_iter()
-        .flatten()
-        .filter(|&limit| limit > 0)
-        .min();
-    if memory.check_before_update() == Some(true)
-        && let (Some(least), Some(first)) = (least, settings.first_mut())
-    {
-        first.above = Some(("memory.current", least as u64));
-    }
+    check_usage(&mut settings, memory, "memory.current");
     Ok(settings)
 }
 
