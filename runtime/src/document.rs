@@ -10,7 +10,8 @@
 //! * an empty string stands for an absent type of a device rule and for an absent list of
 //!   processors; a seccomp profile with neither a default action nor rules is none;
 //! * a capability that has no name in Linux is left out, with a warning, as the specification wants;
-//! * `SCHED_FLAG_DL_OVERRUN`, `enableCMT` and `enableMBM` are what the specification calls them;
+//! * `SCHED_FLAG_DL_OVERRUN`, `SCHED_FLAG_RESET_ON_FORK`, `enableCMT` and `enableMBM` are what
+//!   the specification calls them;
 //! * a huge page limit above the range of `i64` is the highest one;
 //! * sections for other platforms are not read.
 
@@ -124,8 +125,10 @@ fn complete_process(process: &mut Map<String, Value>) {
         .get_mut("scheduler")
         .and_then(|scheduler| scheduler.get_mut("flags"));
     for flag in elements(flags) {
-        if flag == "SCHED_FLAG_DL_OVERRUN" {
-            *flag = json!("SCHED_FLAG_D_L_OVERRUN");
+        match flag.as_str() {
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = json!("SCHED_FLAG_D_L_OVERRUN"),
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = json!("SCHED_RESET_ON_FORK"),
+            _ => {}
         }
     }
 }
@@ -351,7 +354,7 @@ mod tests {
     fn names_of_the_specification_are_read() {
         let spec = read(json!({
             "process": {"scheduler": {"policy": "SCHED_DEADLINE",
-                "flags": ["SCHED_FLAG_DL_OVERRUN", "SCHED_RESET_ON_FORK"]}},
+                "flags": ["SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_RESET_ON_FORK"]}},
             "linux": {
                 "intelRdt": {"enableCMT": true, "enableMBM": false},
                 "resources": {"hugepageLimits": [{"pageSize": "2MB", "limit": u64::MAX}]},

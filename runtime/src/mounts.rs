@@ -253,12 +253,15 @@ fn file_system(plan: &Plan, root: &Root, mount: &MountPlan, opened: Option<&Owne
     let destination = &mount.destination;
     let stage = || format!("mount {kind} on {}", destination.display());
     let mut options = options.clone();
-    let mut place = root.make_directory(destination).stage(stage)?;
     if kind == "tmpfs" && !options.iter().any(|(name, _)| name == "mode") {
-        // The directory keeps the permissions that it has.
-        let mode = fstat(&place).stage(stage)?.st_mode & 0o7777;
-        options.push(("mode".to_owned(), Some(format!("{mode:o}"))));
+        // A directory of the image keeps its permissions; what is made here is for all.
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        if let Ok(image) = root.open_with(destination, flags, ResolveFlags::empty()) {
+            let mode = fstat(&image).stage(stage)?.st_mode & 0o7777;
+            options.push(("mode".to_owned(), Some(format!("{mode:o}"))));
+        }
     }
+    let mut place = root.make_directory(destination).stage(stage)?;
     if let Some(label) = &plan.mount_label
         && matches!(kind.as_str(), "tmpfs" | "devpts" | "mqueue")
         && has_selinux()

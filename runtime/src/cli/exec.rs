@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilitiesBuilder, Process, Spec};
+use oci_spec::runtime::{Capabilities, LinuxCapabilitiesBuilder, Process, Spec};
 use runtime::ExecOptions;
 
 use super::Global;
@@ -164,15 +164,12 @@ impl Exec {
     fn add_capabilities(&self, process: &mut Process) -> Result<()> {
         let mut added = Capabilities::new();
         for name in &self.cap {
-            let known = name
-                .strip_prefix("CAP_")
-                .unwrap_or(name)
-                .parse::<Capability>();
-            added.insert(
-                known
-                    .ok()
-                    .with_context(|| format!("unknown capability {name:?}"))?,
-            );
+            let known = name.strip_prefix("CAP_").unwrap_or(name).parse();
+            match known {
+                Ok(capability) => _ = added.insert(capability),
+                // As in a spec.
+                Err(_) => tracing::warn!("left out: {name:?} is no capability of Linux"),
+            }
         }
         if added.is_empty() {
             return Ok(());

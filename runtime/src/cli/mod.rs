@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use runtime::{CgroupDriver, Container};
 
@@ -128,7 +129,10 @@ pub(crate) fn main() -> ExitCode {
         Err(answer) => {
             // Nothing is left to do for a closed output.
             let _ = answer.print();
-            return ExitCode::from(u8::from(answer.use_stderr()));
+            return match answer.kind() {
+                ErrorKind::InvalidSubcommand => ExitCode::from(3),
+                _ => ExitCode::from(u8::from(answer.use_stderr())),
+            };
         }
     };
     let CommandLine {
