@@ -35,7 +35,9 @@ mod sys;
 mod tty;
 
 pub use capabilities::capability_names;
-pub use cgroup::{CgroupDriver, CgroupError, CgroupStats, IoStats, MemoryWatch};
+pub use cgroup::{
+    CgroupDriver, CgroupError, CgroupStats, HugetlbStats, IoStats, MemoryWatch, Pressure, Stall,
+};
 pub use container::{Container, CreateOptions, ExecOptions, LaunchOptions};
 pub use document::{parse_process, parse_spec};
 pub use error::{CreateError, DeleteError, ExecError, KillError, StartError};

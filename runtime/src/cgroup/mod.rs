@@ -21,7 +21,9 @@ pub(crate) use directory::Directory;
 pub(crate) use hierarchy::{Hierarchies, Version};
 pub(crate) use path::container_path;
 pub(crate) use setting::{Setting, settings};
-pub use stats::{CgroupStats, CpuStats, IoStats, MemoryStats, PidsStats};
+pub use stats::{
+    CgroupStats, CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats, Pressure, Stall,
+};
 #[cfg(feature = "systemd")]
 pub(crate) use systemd::{Scope, ScopeName, annotated_properties};
 pub use watch::MemoryWatch;

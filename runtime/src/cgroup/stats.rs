@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::directory::Directory;
+
 /// A container's use of resources, as the kernel counts it now. A part whose controller is not
 /// enabled is `None`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct CgroupStats {
     /// Processor time (`cpu.stat`); the first three counters are there without the controller.
     pub cpu: CpuStats,
@@ -14,6 +16,43 @@ pub struct CgroupStats {
     pub pids: Option<PidsStats>,
     /// Block devices (`io.stat`).
     pub io: Option<Vec<IoStats>>,
+    /// Time lost by waiting for `cpu`, `memory` and `io` (`*.pressure`); of version 2 alone.
+    pub pressure: BTreeMap<&'static str, Pressure>,
+    /// Huge pages by their size, as in `2MB` (`hugetlb.*`).
+    pub hugetlb: BTreeMap<String, HugetlbStats>,
+}
+
+/// Time that processes lost by waiting for a resource (Documentation/accounting/psi.rst).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Pressure {
+    /// While some waited.
+    pub some: Stall,
+    /// While all waited.
+    pub full: Stall,
+}
+
+/// Shares are in percent of the time.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stall {
+    /// In the last 10 seconds.
+    pub avg10: f64,
+    /// In the last minute.
+    pub avg60: f64,
+    /// In the last 5 minutes.
+    pub avg300: f64,
+    /// Microseconds since the beginning.
+    pub total: u64,
+}
+
+/// Huge pages of one size, in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HugetlbStats {
+    /// In use now.
+    pub usage: u64,
+    /// The most ever in use, where the kernel counts it.
+    pub peak: Option<u64>,
+    /// How often the limit was met.
+    pub failures: u64,
 }
 
 /// Processor time, in microseconds.
@@ -94,6 +133,19 @@ pub(super) fn pairs(text: &str) -> BTreeMap<String, u64> {
         .filter_map(|line| {
             let (name, value) = line.split_once(' ')?;
             Some((name.to_owned(), value.trim().parse().ok()?))
+        })
+        .collect()
+}
+
+/// The sizes of huge pages among a cgroup's files, which are called `hugetlb.2MB.` and more.
+pub(super) fn huge_page_sizes(directory: &Directory, file: &str) -> Vec<String> {
+    // What cannot be listed has none.
+    let entries = std::fs::read_dir(directory.path()).into_iter().flatten();
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names
+        .filter_map(|name| {
+            let size = name.strip_prefix("hugetlb.")?.strip_suffix(file)?;
+            (!size.contains('.')).then(|| size.to_owned())
         })
         .collect()
 }

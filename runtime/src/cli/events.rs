@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use runtime::{CgroupStats, Container, MemoryWatch, Status};
+use runtime::{CgroupStats, Container, MemoryWatch, Stall, Status};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
@@ -158,6 +158,19 @@ fn stats(stats: &CgroupStats) -> Value {
             "ioServiceBytesRecursive": bytes.collect::<Vec<_>>(),
             "ioServicedRecursive": operations.collect::<Vec<_>>(),
         });
+    }
+    let shares = |stall: &Stall| {
+        json!({"avg10": stall.avg10, "avg60": stall.avg60, "avg300": stall.avg300,
+            "total": stall.total})
+    };
+    for (resource, pressure) in &stats.pressure {
+        let part = if *resource == "io" { "blkio" } else { resource };
+        value[part]["psi"] =
+            json!({"some": shares(&pressure.some), "full": shares(&pressure.full)});
+    }
+    for (size, pages) in &stats.hugetlb {
+        value["hugetlb"][size] = json!({"usage": pages.usage, "max": pages.peak.unwrap_or(0),
+            "failcnt": pages.failures});
     }
     value
 }

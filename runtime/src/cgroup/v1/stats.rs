@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cgroup::directory::Directory;
-use crate::cgroup::stats::{count, pairs};
+use crate::cgroup::stats::{HugetlbStats, count, huge_page_sizes, pairs};
 use crate::cgroup::{CgroupError, CgroupStats, CpuStats, IoStats, MemoryStats, PidsStats};
 
 /// What limits that are none read as: the largest number of whole pages.
@@ -18,7 +18,24 @@ pub(in crate::cgroup) fn stats<'a>(
         memory: of("memory").map(memory).transpose()?,
         pids: of("pids").map(pids).transpose()?,
         io: of("blkio").map(devices).transpose()?,
+        pressure: BTreeMap::new(),
+        hugetlb: of("hugetlb").map(hugetlb).transpose()?.unwrap_or_default(),
     })
+}
+
+fn hugetlb(directory: &Directory) -> Result<BTreeMap<String, HugetlbStats>, CgroupError> {
+    let sizes = huge_page_sizes(directory, ".usage_in_bytes").into_iter();
+    sizes
+        .map(|size| {
+            let value = |name| number(directory, &format!("hugetlb.{size}.{name}"));
+            let stats = HugetlbStats {
+                usage: value("usage_in_bytes")?.unwrap_or(0),
+                peak: value("max_usage_in_bytes")?,
+                failures: value("failcnt")?.unwrap_or(0),
+            };
+            Ok((size, stats))
+        })
+        .collect()
 }
 
 fn cpu(time: Option<&Directory>, limit: Option<&Directory>) -> Result<CpuStats, CgroupError> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cgroup::directory::Directory;
-use crate::cgroup::stats::{count, pairs};
+use crate::cgroup::stats::{HugetlbStats, Pressure, count, huge_page_sizes, pairs};
 use crate::cgroup::{CgroupError, CgroupStats, CpuStats, IoStats, MemoryStats, PidsStats};
 
 /// What its processes use and have used.
@@ -17,7 +17,52 @@ pub(in crate::cgroup) fn stats(directory: &Directory) -> Result<CgroupStats, Cgr
         memory: memory(directory)?,
         pids: pids(directory)?,
         io: directory.optional("io.stat")?.as_deref().map(devices),
+        pressure: ["cpu", "memory", "io"]
+            .into_iter()
+            .filter_map(|resource| {
+                // A kernel that does not measure it (psi=0) refuses to have it read.
+                let text = directory.optional(&format!("{resource}.pressure")).ok()??;
+                Some((resource, pressure(&text)))
+            })
+            .collect(),
+        hugetlb: huge_page_sizes(directory, ".current")
+            .into_iter()
+            .map(|size| Ok((size.clone(), hugetlb(directory, &size)?)))
+            .collect::<Result<_, CgroupError>>()?,
     })
+}
+
+fn hugetlb(directory: &Directory, size: &str) -> Result<HugetlbStats, CgroupError> {
+    let file = |name| directory.optional(&format!("hugetlb.{size}.{name}"));
+    let events = file("events")?.as_deref().map(pairs).unwrap_or_default();
+    Ok(HugetlbStats {
+        usage: file("current")?.as_deref().and_then(count).unwrap_or(0),
+        peak: None,
+        failures: events.get("max").copied().unwrap_or(0),
+    })
+}
+
+/// Lines of a kind and its shares: `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
+fn pressure(text: &str) -> Pressure {
+    let mut pressure = Pressure::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let stall = match words.next() {
+            Some("some") => &mut pressure.some,
+            Some("full") => &mut pressure.full,
+            _ => continue,
+        };
+        for (name, value) in words.filter_map(|word| word.split_once('=')) {
+            match name {
+                "avg10" => stall.avg10 = value.parse().unwrap_or(0.0),
+                "avg60" => stall.avg60 = value.parse().unwrap_or(0.0),
+                "avg300" => stall.avg300 = value.parse().unwrap_or(0.0),
+                "total" => stall.total = value.parse().unwrap_or(0),
+                _ => {}
+            }
+        }
+    }
+    pressure
 }
 
 /// How often a limit of memory was met; `None` without the controller.
@@ -101,6 +146,16 @@ fn devices(text: &str) -> Vec<IoStats> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pressure_is_read_by_name() {
+        let text = "some avg10=1.50 avg60=0.25 avg300=0.00 total=77\n\
+                    full avg10=0.00 avg60=0.00 avg300=2.00 total=7\n";
+        let read = pressure(text);
+        assert_eq!((read.some.avg10, read.some.avg60), (1.5, 0.25));
+        assert_eq!((read.some.total, read.full.total), (77, 7));
+        assert_eq!(read.full.avg300, 2.0);
+    }
 
     #[test]
     fn io_lines_are_read_by_name() {
