@@ -47,5 +47,5 @@ pub use plan::{PlanError, mount_options};
 pub use process::{Io, Launched, Launching, TerminalSize};
 pub use starting::Starting;
 pub use state::{StateError, Status};
-pub use sys::{Attributes, set_attributes};
+pub use sys::{Attributes, set_attributes, trim_heap};
 pub use tty::{open_terminal, resize};

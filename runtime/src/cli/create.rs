@@ -62,6 +62,8 @@ impl NewContainer {
         let streams = self
             .streams
             .open(terminal, detach, sockets, global.inherited)?;
+        // Reading the arguments and the spec has taken more than is needed from here on.
+        runtime::trim_heap();
         let (mut container, mut launched) = Container::create(CreateOptions {
             id: self.id,
             bundle,

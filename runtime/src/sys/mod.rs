@@ -19,6 +19,7 @@ pub(crate) use clone::{NewProcess, spawn};
 pub(crate) use filter::install_filter;
 pub use mount::{Attributes, set_attributes};
 pub(crate) use namespace::{namespace_type, set_namespace, unshare};
+pub use process::trim_heap;
 pub(crate) use process::{
     SchedulerAttributes, close_all_from, close_inherited, close_on_exec_from, execute, is_dumpable,
     new_session_keyring, set_affinity, set_dumpable, set_io_priority, set_memory_policy,
