@@ -1,22 +1,20 @@
 //! A whole run: what is written to `target/differential.json`, and what it says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::compare::{Difference, differences};
-use super::expected;
+use super::expected::{self, MEANT, Meant};
 
 /// How one case went under both.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Row {
-    /// Where they differ, but for what may differ in every case.
+    /// Where they differ for no reason that the table has.
     pub differences: Vec<Difference>,
-    /// The entries of [`expected::EVERYWHERE`] that it shows.
-    pub everywhere: BTreeSet<String>,
-    /// Why they may; from the table.
-    pub reason: Option<String>,
+    /// Where they differ as is meant, by the place of the entry in [`MEANT`].
+    pub meant: BTreeMap<usize, Vec<Difference>>,
     /// What was seen under runc.
     pub runc: Value,
     /// What was seen under joey.
@@ -40,14 +38,12 @@ const MANY: usize = 8;
 /// What is said of one case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Both do the same.
+    /// Both do the same, but for what is meant to differ in all cases.
     Same,
-    /// They differ for the table's reason.
-    Expected,
+    /// They differ only as is meant.
+    Meant,
     /// They differ.
     Differs,
-    /// The table has a reason for a difference that is none.
-    Mended,
 }
 
 /// A difference without the number of its step, which tells nothing of its cause.
@@ -64,33 +60,31 @@ fn shown(difference: &Difference) -> String {
 }
 
 impl Row {
-    /// Compares two observations.
-    pub fn new(runc: Value, joey: Value, reason: Option<&str>) -> Row {
-        let mut everywhere = BTreeSet::new();
-        let mut differences = differences(&runc, &joey);
-        differences.retain(|difference| match expected::everywhere(&difference.at) {
-            Some(entry) => {
-                everywhere.insert(entry.to_owned());
-                false
-            }
-            None => true,
-        });
-        Row {
-            differences,
-            everywhere,
-            reason: reason.map(str::to_owned),
+    /// Compares two observations of a case.
+    pub fn new(case: &str, runc: Value, joey: Value) -> Row {
+        let mut row = Row {
+            differences: Vec::new(),
+            meant: BTreeMap::new(),
             runc,
             joey,
+        };
+        for difference in differences(&row.runc, &row.joey) {
+            match expected::entry(case, &difference.at) {
+                Some(entry) => row.meant.entry(entry).or_default().push(difference),
+                None => row.differences.push(difference),
+            }
         }
+        row
     }
 
     /// What is said of it.
     pub fn verdict(&self) -> Verdict {
-        match (self.differences.is_empty(), &self.reason) {
-            (true, None) => Verdict::Same,
-            (true, Some(_)) => Verdict::Mended,
-            (false, Some(_)) => Verdict::Expected,
-            (false, None) => Verdict::Differs,
+        if !self.differences.is_empty() {
+            return Verdict::Differs;
+        }
+        match self.meant.keys().all(|entry| MEANT[*entry].cases == "*") {
+            true => Verdict::Same,
+            false => Verdict::Meant,
         }
     }
 }
@@ -103,36 +97,34 @@ impl Report {
             .filter(move |(_, row)| row.verdict() == verdict)
     }
 
-    /// Entries of [`expected::EVERYWHERE`] that no case shows any more: a run of some cases says
-    /// nothing of that.
-    fn needless(&self) -> Vec<&'static str> {
-        let shown = |pattern: &str| {
-            self.cases
-                .values()
-                .any(|row| row.everywhere.contains(pattern))
-        };
-        let patterns = expected::EVERYWHERE.iter().map(|(pattern, _)| *pattern);
-        patterns
-            .filter(|pattern| self.whole && !shown(pattern))
+    /// The cases that show an entry of the table.
+    pub fn showing(&self, entry: usize) -> Vec<&str> {
+        let mut names = Vec::new();
+        for (name, row) in &self.cases {
+            if row.meant.contains_key(&entry) {
+                names.push(name.as_str());
+            }
+        }
+        names
+    }
+
+    /// Entries of the table that no case shows any more: a run of some cases says nothing of that.
+    fn needless(&self) -> Vec<&'static Meant> {
+        let entries = MEANT.iter().enumerate();
+        entries
+            .filter(|(entry, _)| self.whole && self.showing(*entry).is_empty())
+            .map(|(_, meant)| meant)
             .collect()
     }
 
     /// Whether nothing has to be looked at.
     pub fn is_clean(&self) -> bool {
-        self.with(Verdict::Differs)
-            .chain(self.with(Verdict::Mended))
-            .next()
-            .is_none()
-            && self.needless().is_empty()
+        self.with(Verdict::Differs).next().is_none() && self.needless().is_empty()
     }
 
     /// The run in words: what differs and why, then one line of figures.
     pub fn summary(&self) -> String {
         let mut text = String::new();
-        for (name, row) in self.with(Verdict::Expected) {
-            let reason = row.reason.as_deref().unwrap_or_default();
-            text.push_str(&format!("expected  {name}: {reason}\n"));
-        }
         let mut cases: BTreeMap<String, usize> = BTreeMap::new();
         for (_, row) in self.with(Verdict::Differs) {
             for line in row.differences.iter().map(shown) {
@@ -154,24 +146,18 @@ impl Report {
             text.push('\n');
             own.into_iter().for_each(|line| text.push_str(line));
         }
-        for (name, _) in self.with(Verdict::Mended) {
+        for Meant { cases, places, .. } in self.needless() {
             text.push_str(&format!(
-                "no longer {name}: take it out of integration/src/differential/expected.rs\n"
-            ));
-        }
-        for pattern in self.needless() {
-            text.push_str(&format!(
-                "no longer {pattern}: take it out of integration/src/differential/expected.rs\n"
+                "no longer {cases} {places:?}: see integration/src/differential/expected.rs\n"
             ));
         }
         let count = |verdict| self.with(verdict).count();
         text.push_str(&format!(
-            "{} cases: {} same, {} expected differences, {} differ, {} no longer differ\n",
+            "{} cases: {} same, {} differ as is meant, {} differ\n",
             self.cases.len(),
             count(Verdict::Same),
-            count(Verdict::Expected),
+            count(Verdict::Meant),
             count(Verdict::Differs),
-            count(Verdict::Mended),
         ));
         text
     }
@@ -183,36 +169,46 @@ mod tests {
 
     use super::*;
 
-    fn report(rows: [(&str, i32, Option<&str>); 1]) -> Report {
-        let cases = rows.into_iter().map(|(name, joey, reason)| {
-            (
-                name.into(),
-                Row::new(json!({"a": 0}), json!({"a": joey}), reason),
-            )
-        });
+    fn report(case: &str, runc: Value, joey: Value) -> Report {
         Report {
-            whole: false,
-            versions: BTreeMap::new(),
-            cases: cases.collect(),
+            cases: [(case.to_owned(), Row::new(case, runc, joey))].into(),
+            ..Report::default()
         }
     }
 
     #[test]
-    fn a_difference_wants_a_reason_and_a_reason_a_difference() {
-        assert!(report([("x", 0, None)]).is_clean());
-        assert!(report([("x", 1, Some("why"))]).is_clean());
-        assert!(!report([("x", 1, None)]).is_clean());
-        assert!(!report([("x", 0, Some("why"))]).is_clean());
+    fn a_difference_wants_an_entry() {
+        let owner = |owner: &str| json!({"output": {"owner": owner}});
+        for (joey, verdict) in [
+            (owner(""), Verdict::Same),
+            // Meant in all cases.
+            (owner("root"), Verdict::Same),
+            (json!({"output": 1}), Verdict::Differs),
+        ] {
+            let report = report("a/b", owner(""), joey);
+            assert_eq!(report.cases["a/b"].verdict(), verdict);
+            assert_eq!(report.is_clean(), verdict != Verdict::Differs);
+        }
+        let status = |status: i32| json!({"steps": [0, 0, 0, {"status": status}]});
+        let row = |case: &str| Row::new(case, status(1), status(0)).verdict();
+        assert_eq!(row("verbs/kill-realtime"), Verdict::Meant);
+        assert_eq!(row("verbs/other"), Verdict::Differs);
+    }
+
+    #[test]
+    fn a_whole_run_wants_every_entry() {
+        let mut report = report("a/b", json!(1), json!(1));
+        assert!(report.is_clean());
+        report.whole = true;
+        assert!(!report.is_clean());
     }
 
     #[test]
     fn the_summary_shows_what_differs() {
-        let text = report([("x", 1, None)]).summary();
+        let text = report("x", json!({"a": 0}), json!({"a": 1})).summary();
         assert!(
             text.contains("/a\n        runc 0\n        joey 1\n"),
             "{text}"
         );
-        let text = report([("x", 0, Some("why"))]).summary();
-        assert!(text.starts_with("no longer x:"), "{text}");
     }
 }
