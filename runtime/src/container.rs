@@ -56,7 +56,7 @@ pub struct LaunchOptions {
     /// Whether the command stays in the caller's session keyring.
     pub keep_keyring: bool,
     /// Whether the container does without a cgroup of its own where the caller may not make one and
-    /// the spec asks for no limits: for callers who are not root.
+    /// the spec asks for neither limits nor a cgroup: for callers who are not root.
     pub cgroup_optional: bool,
 }
 
@@ -621,8 +621,16 @@ fn make(
             .collect();
         dir.note_cgroup(&directories)?;
     }
+    // One that is asked for by name is meant.
+    let named = saved
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().as_deref())
+        .is_some_and(|path| !path.as_os_str().is_empty());
+    let optional = options.cgroup_optional && !named;
     let mut cgroup = match make_cgroup(&hierarchies, plan, saved, driver) {
-        Err(CreateError::Cgroup(error)) if options.cgroup_optional && error.is_denied() => {
+        Err(CreateError::Cgroup(error)) if optional && error.is_denied() => {
             if let Some(setting) = plan.resources.settings.first() {
                 return Err(CgroupError::Limits {
                     setting: setting.field.clone(),

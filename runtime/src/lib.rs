@@ -43,6 +43,7 @@ pub use document::{parse_process, parse_spec};
 pub use error::{CreateError, DeleteError, ExecError, KillError, StartError};
 pub use hooks::HookError;
 pub use mounts::{map_mount, mapped_mount};
+pub use namespaces::is_root_of_the_host;
 pub use plan::{PlanError, mount_options};
 pub use process::{Io, Launched, Launching, TerminalSize};
 pub use starting::Starting;

@@ -162,6 +162,14 @@ pub(crate) fn is_rootless() -> bool {
     !rustix::process::geteuid().is_root()
 }
 
+/// Whether the caller is root, and not only of a user namespace, in which the tools for rootless
+/// containers start runtimes: there the host's directories and cgroups are somebody else's.
+pub fn is_root_of_the_host() -> bool {
+    let all = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
+    rustix::process::geteuid().is_root()
+        && std::fs::read_to_string("/proc/self/uid_map").map_or(true, all)
+}
+
 /// Maps the ids of the new user namespace that `pid` is in. A caller who is not root may map its own
 /// ids; for others there are newuidmap and newgidmap, which know what `/etc/subuid` and
 /// `/etc/subgid` give to whom.

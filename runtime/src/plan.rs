@@ -204,8 +204,12 @@ impl Plan {
             domainname: name("domainname", spec.domainname())?,
             net_devices: net_devices(linux, &namespaces)?,
             sysctls: sysctls(linux.sysctl().as_ref(), &namespaces)?,
-            cgroup: cgroup::container_path(linux.cgroups_path().as_deref(), id)
-                .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?,
+            cgroup: cgroup::container_path(
+                linux.cgroups_path().as_deref(),
+                id,
+                cgroup::start_of_relative,
+            )
+            .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?,
             resources: ResourcePlan::new(linux.resources().as_ref(), Version::of_host())?,
             shares: Group::new(spec, id)?,
             hooks: hooks(spec)?,

@@ -392,11 +392,12 @@ fn an_ordinary_user_runs_a_container() {
         .arg(dir)
         .status();
     assert!(owned.unwrap().success());
-    let run = |args: &[&str]| -> Output {
+    let run_by = |by: &[&str], args: &[&str]| -> Output {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", ORDINARY, "--regid", ORDINARY, "--clear-groups"]);
-        command.arg(home.join("joey")).args(args).current_dir(&home);
-        command.env("XDG_RUNTIME_DIR", &home).stdin(Stdio::null());
+        command.args(by).arg(home.join("joey")).args(args);
+        command.current_dir(&home).stdin(Stdio::null());
+        command.env("XDG_RUNTIME_DIR", &home).env("USER", "ann");
         // Not pipes, which a container in the background would keep open.
         let path = home.join("output");
         let file = std::fs::File::create(&path).unwrap();
@@ -413,6 +414,7 @@ fn an_ordinary_user_runs_a_container() {
             stderr: Vec::new(),
         }
     };
+    let run = |args: &[&str]| run_by(&[], args);
     assert!(run(&["spec", "--rootless"]).status.success());
     let config = home.join("config.json");
     let mut spec: Value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
@@ -447,4 +449,29 @@ fn an_ordinary_user_runs_a_container() {
         text.contains("linux.resources.memory.limit: there is no cgroup for it"),
         "{text}"
     );
+
+    // And one that is asked for by name is meant.
+    spec["linux"]["resources"] = serde_json::json!({});
+    spec["linux"]["cgroupsPath"] = "/joey-named".into();
+    std::fs::write(&config, spec.to_string()).unwrap();
+    let output = run(&["run", "ID"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text.contains("/joey-named: Permission denied"), "{text}");
+
+    // As tools for rootless containers do it: root, of a user namespace of their own.
+    let own = serde_json::json!([{"containerID": 0, "hostID": 0, "size": 1}]);
+    spec["linux"]["uidMappings"] = own.clone();
+    spec["linux"]["gidMappings"] = own;
+    spec["linux"]["cgroupsPath"] = "".into();
+    spec["process"]["args"] = serde_json::json!(["/bin/sh", "-c", "cat /proc/self/uid_map"]);
+    spec["process"]["oomScoreAdj"] = 500.into();
+    std::fs::write(&config, spec.to_string()).unwrap();
+    let root_of = ["unshare", "--user", "--map-root-user", "--mount"];
+    let output = run_by(&root_of, &["run", "ID"]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "1"]);
+    assert_eq!(std::fs::read_dir(home.join("joey-oci")).unwrap().count(), 0);
 }

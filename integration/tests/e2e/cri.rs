@@ -68,7 +68,8 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn quote(word: &str) -> String {
+/// A word as a shell takes it, whatever is in it.
+pub fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
@@ -208,18 +209,21 @@ fn container_config(image: &str, extra: Value) -> String {
     path
 }
 
-fn write(path: &str, config: &Value) {
+/// Writes JSON to a file of the host.
+pub fn write(path: &str, config: &Value) {
     sh(&format!(
         "printf %s {} > {path}",
         quote(&config.to_string())
     ));
 }
 
-fn parse(text: &str) -> Value {
+/// JSON that a command has printed.
+pub fn parse(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON: {error}\n{text}"))
 }
 
-fn merge(into: &mut Value, from: Value) {
+/// Changes the fields that `from` has; lists as a whole.
+pub fn merge(into: &mut Value, from: Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             for (key, value) in from {

@@ -14,6 +14,7 @@ mod pods;
 mod ports;
 mod resources;
 mod restart;
+mod rootless;
 mod shared;
 mod storage;
 mod streams;
@@ -26,7 +27,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 const EXTENT: &str = "JOEY_E2E_EXTENT";
 
 /// What `brief` leaves: whatever depends on how containerd drives a sandbox.
-const BRIEF: [&str; 11] = [
+const BRIEF: [&str; 12] = [
     "pods::whole_life",
     "pods::two_containers",
     "pods::stop_asks",
@@ -38,7 +39,12 @@ const BRIEF: [&str; 11] = [
     "restart::",
     "bad_input::host_network",
     "shared::",
+    "rootless::",
 ];
+
+/// The combination that has the tests of joey's command line alone, without containerd: they are
+/// the same in all.
+const WITH_COMMAND_LINE: &str = "2.1-joey-runc";
 
 /// What only `whole` has: bulk, which takes many minutes where processors are emulated.
 const BULK: [&str; 3] = [
@@ -88,6 +94,11 @@ const REFUSED_IN_A_VM: [&str; 2] = [
 /// Why a test is not for this run's combination.
 fn is_not_for(trial: &Trial, combination: &Combination) -> Option<String> {
     let starts = |name: &str| trial.name().starts_with(name);
+    if starts("rootless::") && combination.name != WITH_COMMAND_LINE {
+        return Some(format!(
+            "{WITH_COMMAND_LINE} has it, containerd is not in it"
+        ));
+    }
     if combination.has_vm() {
         return starts("shared::").then(|| "it is about pods on the host's kernel".to_owned());
     }
@@ -142,6 +153,7 @@ fn main() {
         life::trials(),
         resources::trials(),
         shared::trials(),
+        rootless::trials(),
     ];
     let before = (!arguments.list).then(|| {
         cri::prepare();

@@ -19,7 +19,7 @@ mod write;
 
 pub(crate) use directory::Directory;
 pub(crate) use hierarchy::{Hierarchies, Version};
-pub(crate) use path::container_path;
+pub(crate) use path::{container_path, start_of_relative};
 pub(crate) use setting::{Setting, settings};
 pub use stats::{
     CgroupStats, CpuStats, HugetlbStats, IoStats, MemoryStats, PidsStats, Pressure, Stall,

@@ -2,18 +2,48 @@
 
 use std::path::{Component, Path, PathBuf};
 
-/// The cgroup of a container relative to the root of a hierarchy: `linux.cgroupsPath`, by default the id. A path
-/// of the form `slice:prefix:name`, which asks for systemd's names, becomes the directories that
-/// systemd would use.
-pub(crate) fn container_path(path: Option<&Path>, id: &str) -> Result<PathBuf, String> {
+use super::Version;
+use crate::namespaces::is_root_of_the_host;
+
+/// Where a `linux.cgroupsPath` without a leading slash begins: at the root, or where the caller is
+/// not root beside the cgroup that the caller is in. That one has the caller's processes, so it
+/// cannot hand controllers down; the one above it is what users are given.
+pub(crate) fn start_of_relative() -> PathBuf {
+    if is_root_of_the_host() || Version::of_host() == Version::V1 {
+        return PathBuf::new();
+    }
+    let table = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    beside_own(&table)
+}
+
+fn beside_own(table: &str) -> PathBuf {
+    let own = table.lines().find_map(|line| line.strip_prefix("0::/"));
+    let above = own.and_then(|own| Path::new(own).parent());
+    let inside = |path: &&Path| {
+        // Else it is outside of what the caller's cgroup namespace shows.
+        path.components()
+            .all(|part| matches!(part, Component::Normal(_)))
+    };
+    above.filter(inside).unwrap_or(Path::new("")).to_owned()
+}
+
+/// The cgroup of a container relative to the root of a hierarchy: `linux.cgroupsPath`, by default
+/// the id, both from `start` on. A path of the form `slice:prefix:name`, which asks for systemd's
+/// names, becomes the directories that systemd would use.
+pub(crate) fn container_path(
+    path: Option<&Path>,
+    id: &str,
+    start: impl FnOnce() -> PathBuf,
+) -> Result<PathBuf, String> {
     let Some(path) = path.filter(|path| !path.as_os_str().is_empty()) else {
-        return Ok(PathBuf::from(id));
+        return Ok(start().join(id));
     };
     let text = path.to_str().ok_or("is not text")?;
     let parts: Vec<&str> = text.split(':').collect();
     let path = match parts[..] {
         [slice, prefix, name] if !text.contains('/') => systemd_path(slice, prefix, name)?,
-        _ => path.to_owned(),
+        _ if path.is_absolute() => path.to_owned(),
+        _ => start().join(path),
     };
     let mut relative = PathBuf::new();
     for part in path.components() {
@@ -69,26 +99,50 @@ fn systemd_path(slice: &str, prefix: &str, name: &str) -> Result<PathBuf, String
 mod tests {
     use super::*;
 
+    fn path(path: &str) -> Result<PathBuf, String> {
+        container_path(Some(Path::new(path)), "c1", || "u/a".into())
+    }
+
     #[test]
     fn the_id_is_the_default() {
-        assert_eq!(container_path(None, "c1").unwrap(), Path::new("c1"));
-        assert_eq!(
-            container_path(Some(Path::new("/k/c2")), "c1").unwrap(),
-            Path::new("k/c2")
-        );
+        let default = container_path(None, "c1", PathBuf::new).unwrap();
+        assert_eq!(default, Path::new("c1"));
+        assert_eq!(path("/k/c2").unwrap(), Path::new("k/c2"));
+    }
+
+    #[test]
+    fn relative_paths_begin_at_the_start() {
+        let default = container_path(None, "c1", || "u/a".into()).unwrap();
+        assert_eq!(default, Path::new("u/a/c1"));
+        assert_eq!(path("k/c2").unwrap(), Path::new("u/a/k/c2"));
+    }
+
+    #[test]
+    fn a_start_is_beside_the_callers_cgroup() {
+        for (table, start) in [
+            ("0::/u/a/shell\n", "u/a"),
+            ("4:memory:/x/y\n0::/u/shell\n", "u"),
+            ("0::/init\n", ""),
+            ("0::/\n", ""),
+            ("0::/../other/shell\n", ""),
+            ("4:memory:/x/y\n", ""),
+        ] {
+            assert_eq!(beside_own(table), Path::new(start), "{table}");
+        }
     }
 
     #[test]
     fn systemd_names_become_its_directories() {
         assert_eq!(
-            container_path(Some(Path::new("kube-pods-x.slice:cri:abc")), "c1").unwrap(),
+            path("kube-pods-x.slice:cri:abc").unwrap(),
             Path::new("kube.slice/kube-pods.slice/kube-pods-x.slice/cri-abc.scope")
         );
     }
 
     #[test]
     fn paths_that_lead_out_are_refused() {
-        assert!(container_path(Some(Path::new("/a/../../b")), "c1").is_err());
-        assert!(container_path(Some(Path::new("/")), "c1").is_err());
+        for lost in ["/a/../../b", "../b", "/"] {
+            assert!(path(lost).is_err(), "{lost}");
+        }
     }
 }

@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use runtime::{CgroupDriver, Container};
+use runtime::{CgroupDriver, Container, is_root_of_the_host};
 
 /// Where containers are remembered when nothing else is said. Not below the shim's directory.
 const STATE_DIR: &str = "/run/joey-oci";
@@ -184,13 +184,17 @@ fn run(global: &Global, verb: Verb) -> Result<ExitCode> {
 impl Global {
     /// Where containers are remembered.
     fn state_dir(&self) -> PathBuf {
-        self.root.clone().unwrap_or_else(|| {
-            let own = || std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
-            match own().filter(|_| !rustix::process::geteuid().is_root()) {
-                Some(dir) => PathBuf::from(dir).join("joey-oci"),
-                None => STATE_DIR.into(),
-            }
-        })
+        let own = || {
+            let root = rustix::process::geteuid().is_root();
+            // Root of a system in a container has such a directory too, and does not mean it.
+            let system = || std::env::var_os("USER").is_some_and(|user| user == "root");
+            let is_users = !root || !(is_root_of_the_host() || system());
+            std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| is_users && !dir.is_empty())
+        };
+        match &self.root {
+            Some(root) => root.clone(),
+            None => own().map_or(STATE_DIR.into(), |dir| PathBuf::from(dir).join("joey-oci")),
+        }
     }
 
     /// A container that is there.
@@ -203,7 +207,7 @@ impl Global {
         match self.rootless {
             Rootless::True => true,
             Rootless::False => false,
-            Rootless::Auto => !rustix::process::geteuid().is_root(),
+            Rootless::Auto => !is_root_of_the_host(),
         }
     }
 

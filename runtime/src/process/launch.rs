@@ -16,7 +16,9 @@ use crate::container::{ExecOptions, LaunchOptions};
 use crate::error::{CreateError, ExecError};
 use crate::hooks::{self, Side};
 use crate::mounts::{Shown, Sources};
-use crate::namespaces::{ChildrenIn, Joined, birth_flags, is_rootless, open_proc, write_mappings};
+use crate::namespaces::{
+    ChildrenIn, Joined, birth_flags, is_root_of_the_host, is_rootless, open_proc, write_mappings,
+};
 use crate::network::Devices;
 use crate::plan::{NamespaceKind, Plan, ProcessPlan};
 use crate::rootfs::Root;
@@ -175,7 +177,11 @@ pub(crate) fn create(
         let system = |what, source| CreateError::System { what, source };
         child = real_process(&channel, child, CreateError::Died, system)?;
     }
-    put_in(cgroup.as_deref(), with_helper, &child, &channel)?;
+    let waits = waits_for_place(cgroup.as_deref(), with_helper);
+    let unborn = cgroup
+        .as_deref()
+        .filter(|cgroup| cgroup.birthplace().is_none());
+    put_in(unborn, waits, &child, &channel)?;
     if let Some(cgroup) = cgroup {
         cgroup.inhabited();
     }
@@ -212,17 +218,17 @@ fn waits_for_place(cgroup: Option<&Cgroup>, with_helper: bool) -> bool {
     with_helper || cgroup.is_some_and(|cgroup| cgroup.birthplace().is_none())
 }
 
-/// Puts a process into its cgroup where it was not born there, and tells it.
+/// Puts a process into the cgroup that it was not born in, and tells it if it waits for that.
 fn put_in(
     cgroup: Option<&Cgroup>,
-    with_helper: bool,
+    waits: bool,
     child: &Child,
     channel: &Channel,
 ) -> Result<(), CgroupError> {
-    if let Some(cgroup) = cgroup.filter(|cgroup| cgroup.birthplace().is_none()) {
+    if let Some(cgroup) = cgroup {
         cgroup.add(child.pid)?;
     }
-    if waits_for_place(cgroup, with_helper) {
+    if waits {
         // Whether it has ended already is told by what comes from it, or does not.
         let _ = channel.send(&Message::Placed, None);
     }
@@ -481,7 +487,10 @@ pub(crate) fn exec(
     let with_helper = place.user && is_rootless();
     let attempt = |cgroup: Option<&Cgroup>| -> Result<(Channel, Child), ExecError> {
         let (channel, theirs) = Channel::pair().map_err(system("make a socket"))?;
-        let birthplace = cgroup.and_then(Cgroup::birthplace);
+        // What a helper is refused could not be told from its other failures.
+        let birthplace = cgroup.and_then(Cgroup::birthplace).filter(|_| !with_helper);
+        let unborn = cgroup.filter(|_| birthplace.is_none());
+        let waits = unborn.is_some() || with_helper;
         let inherited = join::Inherited {
             process,
             filter: filter.clone(),
@@ -489,7 +498,7 @@ pub(crate) fn exec(
             namespaces: place.namespaces,
             user: place.user,
             root: place.root.as_ref(),
-            waits: waits_for_place(cgroup, with_helper),
+            waits,
             host: None,
             channel: theirs,
             options: &options,
@@ -520,20 +529,30 @@ pub(crate) fn exec(
             });
             Child::new(child.map_err(system(MAKE_ANOTHER))?)
         };
-        put_in(cgroup, with_helper, &child, &channel)?;
+        put_in(unborn, waits, &child, &channel)?;
         Ok((channel, child))
     };
-    let made = match attempt(place.cgroup) {
+    let refused = |made: &Result<_, ExecError>, kind: io::ErrorKind| match made {
+        Err(
+            ExecError::System { source, .. } | ExecError::Cgroup(CgroupError::File { source, .. }),
+        ) => source.kind() == kind,
+        _ => false,
+    };
+    let mut made = attempt(place.cgroup);
+    if refused(&made, io::ErrorKind::ResourceBusy) {
         // A container that manages cgroups itself has moved its processes further down, and a
         // cgroup with children that have controllers takes none: go where the first process is.
-        Err(ExecError::System { source, .. }) if source.kind() == io::ErrorKind::ResourceBusy => {
-            match other_cgroup() {
-                Some(cgroup) => attempt(Some(&cgroup)),
-                None => Err(system(MAKE_ANOTHER)(source)),
-            }
+        if let Some(cgroup) = other_cgroup() {
+            made = attempt(Some(&cgroup));
         }
-        other => other,
-    };
+    }
+    let named = options.sub_cgroup.is_some();
+    if !named && refused(&made, io::ErrorKind::PermissionDenied) && !is_root_of_the_host() {
+        // A user may not move a process here from a part of the tree that is not the user's, such
+        // as another login. As in runc it stays there: it ends with the container all the same.
+        tracing::warn!("the process is not in the container's cgroup: the caller's is elsewhere");
+        made = attempt(None);
+    }
     let (channel, child) = made?;
     Ok(Launching {
         channel,
