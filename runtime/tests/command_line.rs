@@ -328,6 +328,17 @@ fn a_container_whose_maker_is_killed_can_be_deleted() {
 }
 
 #[test]
+fn flags_are_those_of_go() {
+    let container = Driven::new("exit 3");
+    let line = ["-debug=false", "run", "--detach=false", "-keep=true", "ID"];
+    assert_eq!(container.output(&line).status.code(), Some(3));
+    assert_eq!(container.state()["status"], "stopped");
+    let refused = container.fails(&["delete", "--force=maybe", "ID"], 1);
+    assert!(refused.contains("maybe"), "{refused}");
+    container.run(&["delete", "--force=true", "ID"]);
+}
+
+#[test]
 fn errors_are_logged_as_json_for_callers() {
     let container = Driven::new("true");
     container.fails(

@@ -8,6 +8,7 @@ mod delete;
 mod events;
 mod exec;
 mod features;
+mod flags;
 mod foreground;
 mod kill;
 mod list;
@@ -28,7 +29,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use runtime::{CgroupDriver, Container};
 
 /// Where containers are remembered when nothing else is said. Not below the shim's directory.
@@ -39,7 +40,12 @@ const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.
 
 /// Runs containers from OCI bundles, with the command line of runc.
 #[derive(Debug, Parser)]
-#[command(name = "joey", version = VERSION, disable_version_flag = true)]
+#[command(
+    name = "joey",
+    version = VERSION,
+    disable_version_flag = true,
+    args_override_self = true
+)]
 struct CommandLine {
     #[command(flatten)]
     global: Global,
@@ -119,11 +125,20 @@ enum Verb {
     Features(features::Features),
 }
 
+impl CommandLine {
+    fn read() -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let args = flags::plain(&command, std::env::args_os());
+        let mut matches = command.try_get_matches_from_mut(args)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+}
+
 /// The program's life.
 pub(crate) fn main() -> ExitCode {
     // Before anything is opened here.
     let inherited = streams::inherited();
-    let line = match CommandLine::try_parse() {
+    let line = match CommandLine::read() {
         Ok(line) => line,
         Err(answer) => {
             // Nothing is left to do for a closed output.
