@@ -43,6 +43,7 @@ pub use hooks::HookError;
 pub use mounts::{map_mount, mapped_mount};
 pub use plan::{PlanError, mount_options};
 pub use process::{Io, Launched, Launching, TerminalSize};
+pub use seccomp::has_filter_flag;
 pub use starting::Starting;
 pub use state::{StateError, Status};
 pub use sys::{Attributes, set_attributes};

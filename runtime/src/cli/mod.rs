@@ -36,7 +36,12 @@ use runtime::{CgroupDriver, Container};
 const STATE_DIR: &str = "/run/joey-oci";
 
 /// In the form in which runc tells its own, which callers take apart.
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1");
+const VERSION: &str = concat!(
+    "version ",
+    env!("CARGO_PKG_VERSION"),
+    "\nspec: ",
+    features::spec_version!()
+);
 
 /// Runs containers from OCI bundles, with the command line of runc.
 #[derive(Debug, Parser)]
