@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
@@ -14,6 +15,7 @@ use crate::cgroup::{
 use crate::error::{CreateError, DeleteError, ExecError, KillError, StartError};
 use crate::hooks;
 use crate::mounts::Shown;
+use crate::notify;
 use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
 use crate::process::message::{Channel, Message};
 use crate::process::{self, Io, Launched, Launching, Place};
@@ -58,6 +60,9 @@ pub struct LaunchOptions {
     /// Whether the container does without a cgroup of its own where the caller may not make one and
     /// the spec asks for no limits: for callers who are not root.
     pub cgroup_optional: bool,
+    /// Whether the container gets a socket on which it says that it is ready
+    /// ([`Container::notify_socket`]).
+    pub notify: bool,
 }
 
 /// How a process is added to a container.
@@ -107,12 +112,20 @@ impl Container {
         let CreateOptions {
             id,
             bundle,
-            spec,
+            mut spec,
             state_dir,
             io,
             cgroup,
             launch,
         } = options;
+        if launch.notify {
+            let system = |source| CreateError::System {
+                what: "find the state directory",
+                source,
+            };
+            let dir = std::path::absolute(&state_dir).map_err(system)?;
+            notify::add(&mut spec, dir.join(&id).join(notify::DIR));
+        }
         let plan = Plan::new(&spec, &bundle, &id)?;
         if !plan.namespaces.has_user() {
             let missing = plan.process.capabilities.missing();
@@ -243,6 +256,18 @@ impl Container {
             Status::Running | Status::Paused => ContainerState::Running,
             Status::Stopped => ContainerState::Stopped,
         })
+    }
+
+    /// Makes the socket on which the container says that it is ready (`sd_notify(3)`). `None` when
+    /// it was made without [`LaunchOptions::notify`] or was started already.
+    ///
+    /// # Errors
+    /// [`StateError`] when the socket cannot be made.
+    pub fn notify_socket(&self) -> Result<Option<UnixDatagram>, StateError> {
+        match self.status() {
+            Status::Created => self.dir.bind_notify(),
+            _ => Ok(None),
+        }
     }
 
     /// Runs the user's command and returns when the kernel has taken it.
@@ -611,6 +636,9 @@ fn make(
     driver: CgroupDriver,
     options: LaunchOptions,
 ) -> Result<(OwnedFd, Launched), CreateError> {
+    if options.notify {
+        dir.make_notify()?;
+    }
     let hierarchies = Hierarchies::of_host()?;
     if driver == CgroupDriver::Cgroupfs {
         let points = hierarchies.list.iter();

@@ -13,6 +13,7 @@ mod foreground;
 mod kill;
 mod list;
 mod log;
+mod notify;
 mod own_program;
 mod pause;
 mod pid_file;
