@@ -109,6 +109,14 @@ impl Container {
     /// # Errors
     /// [`CreateError`]; nothing is left behind then.
     pub fn create(options: CreateOptions) -> Result<(Self, Launched), CreateError> {
+        Self::make(options, launch)
+    }
+
+    /// Makes the container, with what `begin` makes for its first process.
+    pub(crate) fn make(
+        options: CreateOptions,
+        begin: impl FnOnce(Making<'_>) -> Result<(OwnedFd, Launched), CreateError>,
+    ) -> Result<(Self, Launched), CreateError> {
         let CreateOptions {
             id,
             bundle,
@@ -158,7 +166,7 @@ impl Container {
         }
         // Each of these functions takes back what it has made itself. The error is what the caller
         // must learn; should something resist being taken back, there is nothing better to do.
-        match make(&plan, &dir, &mut saved, io, cgroup, launch) {
+        match make(&plan, &dir, &mut saved, io, cgroup, launch, begin) {
             Ok((first, launched)) => {
                 let first = Some(first);
                 Ok((Self { saved, dir, first }, launched))
@@ -556,6 +564,13 @@ impl Container {
         Ok(self.dir.remove()?)
     }
 
+    /// The directory by which its processes can be frozen.
+    #[cfg(feature = "criu")]
+    pub(crate) fn freezer(&self) -> Option<PathBuf> {
+        let cgroup = self.cgroup().ok()?;
+        cgroup.freezer().map(Path::to_owned)
+    }
+
     fn cgroup(&self) -> Result<Cgroup, CgroupError> {
         Cgroup::open(&self.saved.cgroup)
     }
@@ -627,6 +642,24 @@ impl Container {
     }
 }
 
+/// What a container's first process is made with.
+pub(crate) struct Making<'a> {
+    /// What it is to be.
+    pub plan: &'a Plan,
+    /// Where it is remembered.
+    pub dir: &'a StateDir,
+    /// What is known of it.
+    pub saved: &'a mut Saved,
+    /// How its first process is connected.
+    pub io: Io,
+    /// What the caller has chosen.
+    pub options: LaunchOptions,
+    /// Its cgroup.
+    pub cgroup: &'a mut Option<Cgroup>,
+    /// What it sees of that.
+    pub shown: Shown,
+}
+
 /// Makes the cgroup and all that is in it.
 fn make(
     plan: &Plan,
@@ -635,6 +668,7 @@ fn make(
     io: Io,
     driver: CgroupDriver,
     options: LaunchOptions,
+    begin: impl FnOnce(Making<'_>) -> Result<(OwnedFd, Launched), CreateError>,
 ) -> Result<(OwnedFd, Launched), CreateError> {
     if options.notify {
         dir.make_notify()?;
@@ -669,7 +703,17 @@ fn make(
     saved.cgroup = cgroup.as_ref().map(Cgroup::location).unwrap_or_default();
     // Before there is a process: should this one be killed now, delete knows where to look.
     let kept = dir.save(saved).map_err(CreateError::from);
-    let made = kept.and_then(|()| launch(plan, dir, saved, io, options, &mut cgroup, shown));
+    let made = kept.and_then(|()| {
+        begin(Making {
+            plan,
+            dir,
+            saved,
+            io,
+            options,
+            cgroup: &mut cgroup,
+            shown,
+        })
+    });
     if made.is_err() {
         let _ = saved.uncover();
         if let Some(cgroup) = &mut cgroup {
@@ -726,26 +770,36 @@ fn make_cgroup(
     )?)
 }
 
+/// Limits the cgroup.
+pub(crate) fn limit(
+    plan: &Plan,
+    options: LaunchOptions,
+    cgroup: &Option<Cgroup>,
+) -> Result<(), CgroupError> {
+    let Some(cgroup) = cgroup else {
+        return Ok(());
+    };
+    cgroup.apply(&plan.resources.settings)?;
+    match cgroup.set_device_rules(&plan.resources.devices) {
+        // Who may not load the program may not make a device node either.
+        Err(error) if options.cgroup_optional && error.is_denied() => Ok(()),
+        other => other,
+    }
+}
+
 /// Limits the cgroup, makes the first process in it and writes the state. Returns a second
 /// descriptor of the process.
-fn launch(
-    plan: &Plan,
-    dir: &StateDir,
-    saved: &mut Saved,
-    io: Io,
-    options: LaunchOptions,
-    cgroup: &mut Option<Cgroup>,
-    shown: Shown,
-) -> Result<(OwnedFd, Launched), CreateError> {
-    if let Some(cgroup) = cgroup {
-        cgroup.apply(&plan.resources.settings)?;
-        if let Err(error) = cgroup.set_device_rules(&plan.resources.devices) {
-            // Who may not load the program may not make a device node either.
-            if !(options.cgroup_optional && error.is_denied()) {
-                return Err(error.into());
-            }
-        }
-    }
+fn launch(making: Making<'_>) -> Result<(OwnedFd, Launched), CreateError> {
+    let Making {
+        plan,
+        dir,
+        saved,
+        io,
+        options,
+        cgroup,
+        shown,
+    } = making;
+    limit(plan, options, cgroup)?;
     let listener = dir.listen()?;
     let state = saved.state(ContainerState::Creating);
     let launched = process::create(
@@ -792,7 +846,11 @@ fn killed_by_limit(cgroup: &Cgroup, saved: &Saved) -> Option<CreateError> {
 }
 
 /// Writes the state of a container whose first process is there.
-fn keep(dir: &StateDir, saved: &mut Saved, launched: &Launched) -> Result<OwnedFd, CreateError> {
+pub(crate) fn keep(
+    dir: &StateDir,
+    saved: &mut Saved,
+    launched: &Launched,
+) -> Result<OwnedFd, CreateError> {
     let system = |what| move |source| CreateError::System { what, source };
     saved.pid = launched.pid;
     saved.born = born(launched.pid).map_err(system("read the age of the first process"))?;
@@ -812,7 +870,7 @@ impl Saved {
         }
     }
 
-    fn state(&self, status: ContainerState) -> State {
+    pub(crate) fn state(&self, status: ContainerState) -> State {
         let mut state = State::default();
         state
             .set_version(self.spec.version().clone())

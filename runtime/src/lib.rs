@@ -17,6 +17,8 @@ mod capabilities;
 pub mod cgroup;
 mod container;
 mod copy;
+#[cfg(feature = "criu")]
+mod criu;
 mod devices;
 mod document;
 mod error;
@@ -38,6 +40,8 @@ mod tty;
 pub use capabilities::capability_names;
 pub use cgroup::{CgroupDriver, CgroupError, CgroupStats, IoStats, MemoryWatch};
 pub use container::{Container, CreateOptions, ExecOptions, LaunchOptions};
+#[cfg(feature = "criu")]
+pub use criu::{CgroupMode, CriuError, CriuOptions, DumpOptions, PageServer, RestoreOptions};
 pub use document::{parse_process, parse_spec};
 pub use error::{CreateError, DeleteError, ExecError, KillError, StartError};
 pub use hooks::HookError;

@@ -42,6 +42,7 @@ fn features() -> Value {
     let mut annotations = json!({
         "io.joey.version": env!("CARGO_PKG_VERSION"),
         "org.opencontainers.runc.version": RUNC_VERSION,
+        "org.opencontainers.runc.checkpoint.enabled": "true",
     });
     if let Ok(library) = ScmpVersion::current() {
         annotations["io.github.seccomp.libseccomp.version"] = library.to_string().into();
@@ -80,7 +81,7 @@ fn features() -> Value {
             "netDevices": enabled,
         },
         "annotations": annotations,
-        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
+        "potentiallyUnsafeConfigAnnotations": ["org.criu.config", "org.systemd.property."],
     })
 }
 

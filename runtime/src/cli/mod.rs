@@ -2,6 +2,7 @@
 //! those of runc 1.3, so that what drives runc can drive joey.
 
 mod bundle;
+mod checkpoint;
 mod console;
 mod create;
 mod delete;
@@ -19,6 +20,7 @@ mod pause;
 mod pid_file;
 mod ps;
 mod relay;
+mod restore;
 mod run;
 mod spec;
 mod start;
@@ -125,6 +127,10 @@ enum Verb {
     Update(update::Update),
     /// Print what a container uses, and when it runs out of memory
     Events(events::Events),
+    /// Save a running container with criu
+    Checkpoint(checkpoint::Checkpoint),
+    /// Make a container from what checkpoint has saved
+    Restore(restore::Restore),
     /// Write a spec to start from
     Spec(spec::Spec),
     /// Print what this program can do
@@ -193,6 +199,8 @@ fn run(global: &Global, verb: Verb) -> Result<ExitCode> {
         Verb::Resume(resume) => done(resume.run(global)),
         Verb::Update(update) => done(update.run(global)),
         Verb::Events(events) => done(events.run(global)),
+        Verb::Checkpoint(checkpoint) => done(checkpoint.run(global)),
+        Verb::Restore(restore) => restore.run(global),
         Verb::Spec(spec) => done(spec.run()),
         Verb::Features(features) => done(features.run()),
     }
