@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Component, Path, PathBuf};
 use std::time::SystemTime;
 
@@ -14,6 +15,7 @@ use crate::cgroup::{
 use crate::error::{CreateError, DeleteError, ExecError, KillError, StartError};
 use crate::hooks;
 use crate::mounts::Shown;
+use crate::notify;
 use crate::plan::{self, NamespaceKind, Plan, ResourcePlan};
 use crate::process::message::{Channel, Message};
 use crate::process::{self, Io, Launched, Launching, Place};
@@ -58,6 +60,9 @@ pub struct LaunchOptions {
     /// Whether the container does without a cgroup of its own where the caller may not make one and
     /// the spec asks for neither limits nor a cgroup: for callers who are not root.
     pub cgroup_optional: bool,
+    /// Whether the container gets a socket on which it says that it is ready
+    /// ([`Container::notify_socket`]).
+    pub notify: bool,
 }
 
 /// How a process is added to a container.
@@ -104,15 +109,31 @@ impl Container {
     /// # Errors
     /// [`CreateError`]; nothing is left behind then.
     pub fn create(options: CreateOptions) -> Result<(Self, Launched), CreateError> {
+        Self::make(options, launch)
+    }
+
+    /// Makes the container, with what `begin` makes for its first process.
+    pub(crate) fn make(
+        options: CreateOptions,
+        begin: impl FnOnce(Making<'_>) -> Result<(OwnedFd, Launched), CreateError>,
+    ) -> Result<(Self, Launched), CreateError> {
         let CreateOptions {
             id,
             bundle,
-            spec,
+            mut spec,
             state_dir,
             io,
             cgroup,
             launch,
         } = options;
+        if launch.notify {
+            let system = |source| CreateError::System {
+                what: "find the state directory",
+                source,
+            };
+            let dir = std::path::absolute(&state_dir).map_err(system)?;
+            notify::add(&mut spec, dir.join(&id).join(notify::DIR));
+        }
         let plan = Plan::new(&spec, &bundle, &id)?;
         if !plan.namespaces.has_user() {
             let missing = plan.process.capabilities.missing();
@@ -145,7 +166,7 @@ impl Container {
         }
         // Each of these functions takes back what it has made itself. The error is what the caller
         // must learn; should something resist being taken back, there is nothing better to do.
-        match make(&plan, &dir, &mut saved, io, cgroup, launch) {
+        match make(&plan, &dir, &mut saved, io, cgroup, launch, begin) {
             Ok((first, launched)) => {
                 let first = Some(first);
                 Ok((Self { saved, dir, first }, launched))
@@ -243,6 +264,18 @@ impl Container {
             Status::Running | Status::Paused => ContainerState::Running,
             Status::Stopped => ContainerState::Stopped,
         })
+    }
+
+    /// Makes the socket on which the container says that it is ready (`sd_notify(3)`). `None` when
+    /// it was made without [`LaunchOptions::notify`] or was started already.
+    ///
+    /// # Errors
+    /// [`StateError`] when the socket cannot be made.
+    pub fn notify_socket(&self) -> Result<Option<UnixDatagram>, StateError> {
+        match self.status() {
+            Status::Created => self.dir.bind_notify(),
+            _ => Ok(None),
+        }
     }
 
     /// Runs the user's command and returns when the kernel has taken it.
@@ -531,6 +564,13 @@ impl Container {
         Ok(self.dir.remove()?)
     }
 
+    /// The directory by which its processes can be frozen.
+    #[cfg(feature = "criu")]
+    pub(crate) fn freezer(&self) -> Option<PathBuf> {
+        let cgroup = self.cgroup().ok()?;
+        cgroup.freezer().map(Path::to_owned)
+    }
+
     fn cgroup(&self) -> Result<Cgroup, CgroupError> {
         Cgroup::open(&self.saved.cgroup)
     }
@@ -603,6 +643,24 @@ impl Container {
     }
 }
 
+/// What a container's first process is made with.
+pub(crate) struct Making<'a> {
+    /// What it is to be.
+    pub plan: &'a Plan,
+    /// Where it is remembered.
+    pub dir: &'a StateDir,
+    /// What is known of it.
+    pub saved: &'a mut Saved,
+    /// How its first process is connected.
+    pub io: Io,
+    /// What the caller has chosen.
+    pub options: LaunchOptions,
+    /// Its cgroup.
+    pub cgroup: &'a mut Option<Cgroup>,
+    /// What it sees of that.
+    pub shown: Shown,
+}
+
 /// Makes the cgroup and all that is in it.
 fn make(
     plan: &Plan,
@@ -611,7 +669,11 @@ fn make(
     io: Io,
     driver: CgroupDriver,
     options: LaunchOptions,
+    begin: impl FnOnce(Making<'_>) -> Result<(OwnedFd, Launched), CreateError>,
 ) -> Result<(OwnedFd, Launched), CreateError> {
+    if options.notify {
+        dir.make_notify()?;
+    }
     let hierarchies = Hierarchies::of_host()?;
     if driver == CgroupDriver::Cgroupfs {
         let points = hierarchies.list.iter();
@@ -650,7 +712,17 @@ fn make(
     saved.cgroup = cgroup.as_ref().map(Cgroup::location).unwrap_or_default();
     // Before there is a process: should this one be killed now, delete knows where to look.
     let kept = dir.save(saved).map_err(CreateError::from);
-    let made = kept.and_then(|()| launch(plan, dir, saved, io, options, &mut cgroup, shown));
+    let made = kept.and_then(|()| {
+        begin(Making {
+            plan,
+            dir,
+            saved,
+            io,
+            options,
+            cgroup: &mut cgroup,
+            shown,
+        })
+    });
     if made.is_err() {
         let _ = saved.uncover();
         if let Some(cgroup) = &mut cgroup {
@@ -707,26 +779,36 @@ fn make_cgroup(
     )?)
 }
 
+/// Limits the cgroup.
+pub(crate) fn limit(
+    plan: &Plan,
+    options: LaunchOptions,
+    cgroup: &Option<Cgroup>,
+) -> Result<(), CgroupError> {
+    let Some(cgroup) = cgroup else {
+        return Ok(());
+    };
+    cgroup.apply(&plan.resources.settings)?;
+    match cgroup.set_device_rules(&plan.resources.devices) {
+        // Who may not load the program may not make a device node either.
+        Err(error) if options.cgroup_optional && error.is_denied() => Ok(()),
+        other => other,
+    }
+}
+
 /// Limits the cgroup, makes the first process in it and writes the state. Returns a second
 /// descriptor of the process.
-fn launch(
-    plan: &Plan,
-    dir: &StateDir,
-    saved: &mut Saved,
-    io: Io,
-    options: LaunchOptions,
-    cgroup: &mut Option<Cgroup>,
-    shown: Shown,
-) -> Result<(OwnedFd, Launched), CreateError> {
-    if let Some(cgroup) = cgroup {
-        cgroup.apply(&plan.resources.settings)?;
-        if let Err(error) = cgroup.set_device_rules(&plan.resources.devices) {
-            // Who may not load the program may not make a device node either.
-            if !(options.cgroup_optional && error.is_denied()) {
-                return Err(error.into());
-            }
-        }
-    }
+fn launch(making: Making<'_>) -> Result<(OwnedFd, Launched), CreateError> {
+    let Making {
+        plan,
+        dir,
+        saved,
+        io,
+        options,
+        cgroup,
+        shown,
+    } = making;
+    limit(plan, options, cgroup)?;
     let listener = dir.listen()?;
     let state = saved.state(ContainerState::Creating);
     let launched = process::create(
@@ -773,7 +855,11 @@ fn killed_by_limit(cgroup: &Cgroup, saved: &Saved) -> Option<CreateError> {
 }
 
 /// Writes the state of a container whose first process is there.
-fn keep(dir: &StateDir, saved: &mut Saved, launched: &Launched) -> Result<OwnedFd, CreateError> {
+pub(crate) fn keep(
+    dir: &StateDir,
+    saved: &mut Saved,
+    launched: &Launched,
+) -> Result<OwnedFd, CreateError> {
     let system = |what| move |source| CreateError::System { what, source };
     saved.pid = launched.pid;
     saved.born = born(launched.pid).map_err(system("read the age of the first process"))?;
@@ -793,7 +879,7 @@ impl Saved {
         }
     }
 
-    fn state(&self, status: ContainerState) -> State {
+    pub(crate) fn state(&self, status: ContainerState) -> State {
         let mut state = State::default();
         state
             .set_version(self.spec.version().clone())

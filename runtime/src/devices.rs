@@ -34,6 +34,12 @@ const LINKS: &[(&str, &str)] = &[
     ("/dev/stderr", "/proc/self/fd/2"),
 ];
 
+/// Where these are.
+#[cfg(feature = "criu")]
+pub(crate) fn default_paths() -> impl Iterator<Item = &'static Path> {
+    DEFAULT.iter().map(|(path, ..)| Path::new(*path))
+}
+
 /// Makes the devices and links, before the root is entered. Expects an empty umask.
 pub(crate) fn make(plan: &Plan, root: &Root) -> Step<()> {
     // With a /dev of the host, what is in it is the host's and stays as it is.

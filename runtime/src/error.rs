@@ -53,6 +53,10 @@ pub enum CreateError {
         /// The limit.
         limit: i64,
     },
+    /// What was saved could not be restored.
+    #[cfg(feature = "criu")]
+    #[error(transparent)]
+    Criu(#[from] crate::criu::CriuError),
     /// A system call of the caller's side failed.
     #[error("{what}: {source}")]
     System {

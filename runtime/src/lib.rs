@@ -17,6 +17,8 @@ mod capabilities;
 pub mod cgroup;
 mod container;
 mod copy;
+#[cfg(feature = "criu")]
+mod criu;
 mod devices;
 mod document;
 mod error;
@@ -24,6 +26,7 @@ mod hooks;
 mod mounts;
 mod namespaces;
 mod network;
+mod notify;
 mod plan;
 mod process;
 mod resctrl;
@@ -39,13 +42,17 @@ pub use cgroup::{
     CgroupDriver, CgroupError, CgroupStats, HugetlbStats, IoStats, MemoryWatch, Pressure, Stall,
 };
 pub use container::{Container, CreateOptions, ExecOptions, LaunchOptions};
+#[cfg(feature = "criu")]
+pub use criu::{CgroupMode, CriuError, CriuOptions, DumpOptions, PageServer, RestoreOptions};
 pub use document::{parse_process, parse_spec};
 pub use error::{CreateError, DeleteError, ExecError, KillError, StartError};
 pub use hooks::HookError;
 pub use mounts::{map_mount, mapped_mount};
 pub use namespaces::is_root_of_the_host;
+pub use notify::NOTIFY_VARIABLE;
 pub use plan::{PlanError, mount_options};
 pub use process::{Io, Launched, Launching, TerminalSize};
+pub use seccomp::has_filter_flag;
 pub use starting::Starting;
 pub use state::{StateError, Status};
 pub use sys::{Attributes, set_attributes, trim_heap};

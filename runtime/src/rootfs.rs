@@ -82,6 +82,15 @@ impl Root {
         })
     }
 
+    /// The root at a path of the host, not yet entered.
+    #[cfg(feature = "criu")]
+    pub(crate) fn at(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self {
+            fd: openat(CWD, path, flags, Mode::empty())?,
+        })
+    }
+
     /// The root that the calling process is in.
     pub(crate) fn current() -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -416,22 +425,32 @@ fn is_first_root() -> io::Result<bool> {
 }
 
 /// A line of `mountinfo`.
-struct MountLine {
+#[cfg_attr(not(feature = "criu"), expect(dead_code, reason = "criu needs all"))]
+pub(crate) struct MountLine {
     id: u64,
     parent: u64,
-    point: PathBuf,
+    /// What of its file system is mounted.
+    pub root: PathBuf,
+    /// Where.
+    pub point: PathBuf,
+    /// The type of the file system.
+    pub kind: String,
 }
 
-fn mounts(table: &str) -> impl Iterator<Item = MountLine> + '_ {
+pub(crate) fn mounts(table: &str) -> impl Iterator<Item = MountLine> + '_ {
     table.lines().filter_map(|line| {
         let mut fields = line.split(' ');
         let id = fields.next()?.parse().ok()?;
         let parent = fields.next()?.parse().ok()?;
-        let point = fields.nth(2)?;
+        let root = fields.nth(1)?;
+        let point = fields.next()?;
+        let (_, source) = line.split_once(" - ")?;
         Some(MountLine {
             id,
             parent,
+            root: unescape(root),
             point: unescape(point),
+            kind: source.split(' ').next()?.to_owned(),
         })
     })
 }

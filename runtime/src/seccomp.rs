@@ -356,28 +356,33 @@ fn architecture(arch: Arch) -> ScmpArch {
 }
 
 fn flags(profile: &LinuxSeccomp, listens: bool) -> u64 {
-    /// Once an agent has a call, only a fatal signal ends the wait for its answer (since Linux
-    /// 5.19; the libc crate does not have it).
-    const WAIT_KILLABLE_RECV: u64 = 1 << 5;
     // As runc does: without a word about flags, a filter changes nothing about speculation.
     let Some(asked) = profile.flags() else {
         return listener_flag(listens) | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     };
     asked
         .iter()
-        .map(|flag| match flag {
-            LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
-            // There are no other threads.
-            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
-            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => {
-                libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW
-            }
-            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if listens => {
-                WAIT_KILLABLE_RECV
-            }
-            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
-        })
+        .map(|flag| kernel_flag(*flag, listens))
         .fold(listener_flag(listens), |flags, flag| flags | flag)
+}
+
+fn kernel_flag(flag: LinuxSeccompFilterFlag, listens: bool) -> u64 {
+    /// Once an agent has a call, only a fatal signal ends the wait for its answer (since Linux
+    /// 5.19; the libc crate does not have it).
+    const WAIT_KILLABLE_RECV: u64 = 1 << 5;
+    match flag {
+        LinuxSeccompFilterFlag::SeccompFilterFlagLog => libc::SECCOMP_FILTER_FLAG_LOG,
+        // There are no other threads.
+        LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
+        LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if listens => WAIT_KILLABLE_RECV,
+        LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
+    }
+}
+
+/// Whether this kernel has what a flag of a profile asks for.
+pub fn has_filter_flag(flag: LinuxSeccompFilterFlag) -> bool {
+    sys::knows_filter_flags(kernel_flag(flag, true) | listener_flag(true))
 }
 
 fn listener_flag(listens: bool) -> u64 {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::cgroup::Location;
+use crate::notify;
 
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,6 +234,18 @@ impl StateDir {
         connect(&socket, &self.address()?)?;
         unlinkat(&self.dir, SOCKET, AtFlags::empty())?;
         Ok(socket)
+    }
+
+    /// Makes the directory of the socket on which the container says that it is ready.
+    pub(crate) fn make_notify(&self) -> Result<(), StateError> {
+        notify::make_dir(&self.path.join(notify::DIR))
+            .map_err(|error| self.error("create", notify::DIR, error))
+    }
+
+    /// Makes that socket; `None` without the directory.
+    pub(crate) fn bind_notify(&self) -> Result<Option<UnixDatagram>, StateError> {
+        notify::bind(&self.path.join(notify::DIR))
+            .map_err(|error| self.error("make a socket in", notify::DIR, error))
     }
 
     /// Whether the first process waits for its start.

@@ -5,77 +5,15 @@ mod common;
 use std::io::{IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use common::Bundle;
+use common::driven::Driven;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::Value;
-
-/// A container driven by the program.
-struct Driven(Bundle);
-
-impl Driven {
-    fn new(script: &str) -> Self {
-        let bundle = Bundle::new(script);
-        std::fs::create_dir(bundle.dir.join("root")).unwrap();
-        Self(bundle)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        std::fs::write(self.0.dir.join("config.json"), self.0.spec.to_string()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_joey"));
-        command
-            .current_dir(&self.0.dir)
-            .arg("--root")
-            .arg(self.0.dir.join("root"));
-        for arg in args {
-            command.arg(arg.replace("ID", &self.0.id));
-        }
-        command
-    }
-
-    fn output(&self, args: &[&str]) -> Output {
-        let output = self.command(args).stdin(Stdio::null()).output().unwrap();
-        eprintln!("{args:?}: {output:?}");
-        output
-    }
-
-    /// Runs a verb that must succeed, and gives what it prints. A created container keeps its
-    /// creator's streams, so these go to a file.
-    fn run(&self, args: &[&str]) -> String {
-        let path = self.0.dir.join("output");
-        let file = std::fs::File::create(&path).unwrap();
-        let status = self
-            .command(args)
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .status()
-            .unwrap();
-        let text = std::fs::read_to_string(&path).unwrap();
-        assert!(status.success(), "{args:?}: {status}: {text}");
-        text
-    }
-
-    fn fails(&self, args: &[&str], code: i32) -> String {
-        let output = self.output(args);
-        assert_eq!(output.status.code(), Some(code), "{args:?}");
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    fn state(&self) -> Value {
-        serde_json::from_str(&self.run(&["state", "ID"])).unwrap()
-    }
-}
-
-impl Drop for Driven {
-    fn drop(&mut self) {
-        // Whatever state a failed test leaves it in.
-        let _ = self.command(&["delete", "--force", "ID"]).output();
-    }
-}
 
 #[test]
 fn run_gives_the_commands_output_and_exit_code() {
@@ -266,6 +204,109 @@ fn preserved_descriptors_are_handed_over_and_no_others() {
     );
 }
 
+/// Where a container finds its socket, as the host sees it.
+fn notify_socket(pid: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/root/run/notify/notify.sock"))
+}
+
+fn hear(manager: &UnixDatagram) -> String {
+    let mut message = [0; 512];
+    let length = manager.recv(&mut message).unwrap();
+    String::from_utf8(message[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn start_returns_when_the_manager_knows_that_the_container_is_ready() {
+    let script = "echo $NOTIFY_SOCKET; touch /run/notify/new || echo kept; exec sleep 1000";
+    let container = Driven::new(script);
+    let path = container.0.dir.join("manager");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let create = container
+        .command(&["create", "ID"])
+        .env("NOTIFY_SOCKET", &path)
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(container.0.dir.join("said")).unwrap())
+        .stderr(Stdio::null())
+        .status();
+    assert!(create.unwrap().success());
+    let pid = container.state()["pid"].to_string();
+    let mut start = container
+        .command(&["start", "ID"])
+        .env("NOTIFY_SOCKET", &path)
+        .spawn()
+        .unwrap();
+    let ours = UnixDatagram::unbound().unwrap();
+    let socket = notify_socket(&pid);
+    while ours.send_to(b"STATUS=going\n", &socket).is_err() {
+        assert_eq!(start.try_wait().unwrap(), None);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(start.try_wait().unwrap(), None);
+    ours.send_to(b"MAINPID=1\nREADY=1\n", &socket).unwrap();
+    assert_eq!(hear(&manager), format!("READY=1\nMAINPID={pid}\n"));
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(start.try_wait().unwrap(), None);
+    // Receiving this without asking for its descriptor closes that.
+    assert_eq!(hear(&manager), "BARRIER=1");
+    assert!(start.wait().unwrap().success());
+    let said = std::fs::read_to_string(container.0.dir.join("said")).unwrap();
+    assert!(said.starts_with("/run/notify/notify.sock\n"), "{said}");
+    assert!(said.ends_with("kept\n"), "{said}");
+    // A second process is not the one to say so.
+    let output = container.output(&["exec", "ID", "sh", "-c", "echo -$NOTIFY_SOCKET-"]);
+    assert_eq!(output.stdout, b"--\n");
+}
+
+#[test]
+fn run_stays_the_managers_service_in_the_foreground() {
+    let container = Driven::new("read word; exit 4");
+    let manager = UnixDatagram::bind(container.0.dir.join("manager")).unwrap();
+    manager
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    let mut run = container
+        .command(&["run", "--pid-file", "pid", "ID"])
+        .env("NOTIFY_SOCKET", container.0.dir.join("manager"))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ours = UnixDatagram::unbound().unwrap();
+    let is_told = || {
+        let pid = std::fs::read_to_string(container.0.dir.join("pid"));
+        pid.is_ok_and(|pid| ours.send_to(b"READY=1", notify_socket(&pid)).is_ok())
+    };
+    while !is_told() {
+        assert_eq!(run.try_wait().unwrap(), None);
+    }
+    let expected = format!("READY=1\nMAINPID={}\n", run.id());
+    assert_eq!(hear(&manager), expected);
+    run.stdin.take().unwrap().write_all(b"word\n").unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(4));
+}
+
+#[test]
+fn a_manager_that_is_gone_or_a_container_that_is_never_ready_holds_nobody_up() {
+    let container = Driven::new("exit 3");
+    let run = container
+        .command(&["run", "ID"])
+        .env("NOTIFY_SOCKET", "/no/such/socket")
+        .output()
+        .unwrap();
+    assert_eq!(run.status.code(), Some(3));
+    let warning = String::from_utf8(run.stderr).unwrap();
+    assert!(warning.contains("/no/such/socket"), "{warning}");
+    let path = container.0.dir.join("manager");
+    let _manager = UnixDatagram::bind(&path).unwrap();
+    let run = container
+        .command(&["run", "--detach", "ID"])
+        .env("NOTIFY_SOCKET", &path)
+        .status();
+    assert!(run.unwrap().success());
+}
+
 #[test]
 fn nobody_can_write_to_the_program_that_waits_in_a_container() {
     let container = Driven::new("true");
@@ -325,6 +366,17 @@ fn a_container_whose_maker_is_killed_can_be_deleted() {
         common::cgroups_of(&container.0.id),
         Vec::<std::path::PathBuf>::new()
     );
+}
+
+#[test]
+fn flags_are_those_of_go() {
+    let container = Driven::new("exit 3");
+    let line = ["-debug=false", "run", "--detach=false", "-keep=true", "ID"];
+    assert_eq!(container.output(&line).status.code(), Some(3));
+    assert_eq!(container.state()["status"], "stopped");
+    let refused = container.fails(&["delete", "--force=maybe", "ID"], 1);
+    assert!(refused.contains("maybe"), "{refused}");
+    container.run(&["delete", "--force=true", "ID"]);
 }
 
 #[test]

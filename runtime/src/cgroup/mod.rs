@@ -394,6 +394,12 @@ impl Cgroup {
         })
     }
 
+    /// The directory whose processes can be frozen.
+    #[cfg(feature = "criu")]
+    pub(crate) fn freezer(&self) -> Option<&Path> {
+        self.of("freezer").map(Directory::path)
+    }
+
     /// The directory in version 2's hierarchy, which hosts with version 1 may have too.
     fn unified(&self) -> Option<&Directory> {
         self.directories

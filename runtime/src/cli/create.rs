@@ -7,6 +7,7 @@ use runtime::{Container, CreateOptions, LaunchOptions, Launched};
 
 use super::Global;
 use super::bundle::BundleDir;
+use super::notify;
 use super::relay::Relay;
 use super::streams::{StreamArgs, listen_fds};
 
@@ -76,6 +77,7 @@ impl NewContainer {
                 no_pivot: self.no_pivot,
                 keep_keyring: self.no_new_keyring,
                 cgroup_optional: global.cgroup_optional(),
+                notify: notify::is_wanted(),
             },
         })?;
         match streams.hand_over(&mut launched) {

@@ -98,7 +98,7 @@ impl Exec {
             }
         };
         match signals {
-            Some(signals) => foreground::wait(&launched, relay, signals),
+            Some(signals) => foreground::wait(&launched, relay, signals, None),
             None => Ok(ExitCode::SUCCESS),
         }
     }
@@ -127,6 +127,8 @@ impl Exec {
             process.set_no_new_privileges(Some(true));
         }
         let mut env = process.env().clone().unwrap_or_default();
+        // It is for the container's own command.
+        env.retain(|variable| variable != runtime::NOTIFY_VARIABLE);
         env.extend(self.env.iter().cloned());
         process.set_env(Some(env));
         self.add_capabilities(&mut process)?;

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus};
 
+use super::notify::Notify;
 use super::relay::Relay;
 
 /// All signals of this process, to be read instead of being acted upon.
@@ -28,11 +29,13 @@ impl Signals {
     }
 }
 
-/// Waits for the end of the process and gives its exit code, 128 and the number for a signal.
+/// Waits for the end of the process and gives its exit code, 128 and the number for a signal. On the
+/// way a service manager is told when the container is ready.
 pub(super) fn wait(
     launched: &Launched,
     mut relay: Option<Relay>,
     signals: Signals,
+    mut notify: Option<Notify>,
 ) -> Result<ExitCode> {
     let mut status = None;
     while status.is_none() {
@@ -40,11 +43,27 @@ pub(super) fn wait(
         if let Some(relay) = &relay {
             fds.extend(relay.wanted());
         }
+        let relayed = fds.len();
+        fds.extend(
+            notify
+                .iter()
+                .map(|notify| PollFd::new(notify, PollFlags::IN)),
+        );
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for the process"),
         }
-        let ready: Vec<PollFlags> = fds[1..].iter().map(PollFd::revents).collect();
+        let ready: Vec<PollFlags> = fds[1..relayed].iter().map(PollFd::revents).collect();
+        if fds[relayed..].iter().any(|fd| !fd.revents().is_empty())
+            && let Some(hears) = &notify
+            && hears.hears_ready()?
+        {
+            // For the manager this process is the service: it stays as long as the container.
+            if let Err(error) = hears.tell(std::process::id()) {
+                tracing::warn!("{error:#}");
+            }
+            notify = None;
+        }
         while let Some(signal) = signals.0.read_signal().context("read signals")? {
             match Signal::try_from(signal.ssi_signo as i32) {
                 Ok(Signal::SIGCHLD) => {}

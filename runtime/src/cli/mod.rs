@@ -2,21 +2,25 @@
 //! those of runc 1.3, so that what drives runc can drive joey.
 
 mod bundle;
+mod checkpoint;
 mod console;
 mod create;
 mod delete;
 mod events;
 mod exec;
 mod features;
+mod flags;
 mod foreground;
 mod kill;
 mod list;
 mod log;
+mod notify;
 mod own_program;
 mod pause;
 mod pid_file;
 mod ps;
 mod relay;
+mod restore;
 mod run;
 mod spec;
 mod start;
@@ -29,18 +33,28 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use runtime::{CgroupDriver, Container, is_root_of_the_host};
 
 /// Where containers are remembered when nothing else is said. Not below the shim's directory.
 const STATE_DIR: &str = "/run/joey-oci";
 
 /// In the form in which runc tells its own, which callers take apart.
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.2.1");
+const VERSION: &str = concat!(
+    "version ",
+    env!("CARGO_PKG_VERSION"),
+    "\nspec: ",
+    features::spec_version!()
+);
 
 /// Runs containers from OCI bundles, with the command line of runc.
 #[derive(Debug, Parser)]
-#[command(name = "joey", version = VERSION, disable_version_flag = true)]
+#[command(
+    name = "joey",
+    version = VERSION,
+    disable_version_flag = true,
+    args_override_self = true
+)]
 struct CommandLine {
     #[command(flatten)]
     global: Global,
@@ -114,17 +128,30 @@ enum Verb {
     Update(update::Update),
     /// Print what a container uses, and when it runs out of memory
     Events(events::Events),
+    /// Save a running container with criu
+    Checkpoint(checkpoint::Checkpoint),
+    /// Make a container from what checkpoint has saved
+    Restore(restore::Restore),
     /// Write a spec to start from
     Spec(spec::Spec),
     /// Print what this program can do
     Features(features::Features),
 }
 
+impl CommandLine {
+    fn read() -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let args = flags::plain(&command, std::env::args_os());
+        let mut matches = command.try_get_matches_from_mut(args)?;
+        Self::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+    }
+}
+
 /// The program's life.
 pub(crate) fn main() -> ExitCode {
     // Before anything is opened here.
     let inherited = streams::inherited();
-    let line = match CommandLine::try_parse() {
+    let line = match CommandLine::read() {
         Ok(line) => line,
         Err(answer) => {
             // Nothing is left to do for a closed output.
@@ -176,6 +203,8 @@ fn run(global: &Global, verb: Verb) -> Result<ExitCode> {
         Verb::Resume(resume) => done(resume.run(global)),
         Verb::Update(update) => done(update.run(global)),
         Verb::Events(events) => done(events.run(global)),
+        Verb::Checkpoint(checkpoint) => done(checkpoint.run(global)),
+        Verb::Restore(restore) => restore.run(global),
         Verb::Spec(spec) => done(spec.run()),
         Verb::Features(features) => done(features.run()),
     }

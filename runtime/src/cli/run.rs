@@ -8,6 +8,7 @@ use clap::Args;
 use super::Global;
 use super::create::{Created, NewContainer};
 use super::foreground;
+use super::notify::Notify;
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -37,16 +38,26 @@ impl Run {
             launched,
             relay,
         } = self.new.create(global, self.detach)?;
-        if let Err(error) = container.start() {
-            if let Err(left) = container.delete(true) {
-                tracing::warn!("{left}");
+        let started = Notify::open(&container).and_then(|notify| {
+            container.start()?;
+            Ok(notify)
+        });
+        let notify = match started {
+            Ok(notify) => notify,
+            Err(error) => {
+                if let Err(left) = container.delete(true) {
+                    tracing::warn!("{left}");
+                }
+                return Err(error);
             }
-            return Err(error.into());
-        }
+        };
         let Some(signals) = signals else {
+            if let Some(notify) = notify {
+                notify.wait(&container);
+            }
             return Ok(ExitCode::SUCCESS);
         };
-        let ended = foreground::wait(&launched, relay, signals);
+        let ended = foreground::wait(&launched, relay, signals, notify);
         if !self.keep {
             container.delete(true)?;
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::features::SPEC_VERSION;
+use super::features::spec_version;
 
 #[derive(Debug, Args)]
 pub(super) struct Spec {
@@ -43,7 +43,7 @@ fn example() -> Value {
     let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
     let hidden = ["nosuid", "noexec", "nodev"];
     json!({
-        "ociVersion": SPEC_VERSION,
+        "ociVersion": spec_version!(),
         "process": {
             "terminal": true,
             "user": {"uid": 0, "gid": 0},

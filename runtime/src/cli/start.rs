@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::Global;
+use super::notify::Notify;
 
 #[derive(Debug, Args)]
 pub(super) struct Start {
@@ -14,6 +15,12 @@ pub(super) struct Start {
 
 impl Start {
     pub(super) fn run(self, global: &Global) -> Result<()> {
-        Ok(global.container(&self.id)?.start()?)
+        let mut container = global.container(&self.id)?;
+        let notify = Notify::open(&container)?;
+        container.start()?;
+        if let Some(notify) = notify {
+            notify.wait(&container);
+        }
+        Ok(())
     }
 }

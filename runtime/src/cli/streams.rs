@@ -41,6 +41,16 @@ pub(super) struct Streams {
 }
 
 impl StreamArgs {
+    /// For a verb with these two alone.
+    pub(super) fn of(console_socket: Option<PathBuf>, pid_file: Option<PathBuf>) -> Self {
+        Self {
+            console_socket,
+            pidfd_socket: None,
+            pid_file,
+            preserve_fds: 0,
+        }
+    }
+
     /// Checks what is asked for and opens it. `listen_fds` of the `inherited` descriptors are sockets
     /// of the service manager.
     pub(super) fn open(

@@ -40,3 +40,29 @@ pub(crate) fn install_filter(program: &[Instruction], flags: u64) -> io::Result<
     // SAFETY: with that flag the result is a new descriptor, which nothing else owns.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(result as i32) }))
 }
+
+/// Whether the kernel knows `flags`, which are `SECCOMP_FILTER_FLAG_*`.
+pub(crate) fn knows_filter_flags(flags: u64) -> bool {
+    // SAFETY: without a program the kernel installs nothing: it looks at the flags, then finds
+    // nothing at the address 0.
+    let result = check(unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            std::ptr::null::<libc::sock_fprog>(),
+        )
+    });
+    result.is_err_and(|error| error.raw_os_error() == Some(libc::EFAULT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_knows_its_flags_and_no_others() {
+        assert!(knows_filter_flags(libc::SECCOMP_FILTER_FLAG_LOG));
+        assert!(!knows_filter_flags(1 << 31));
+    }
+}

@@ -16,7 +16,7 @@ pub(crate) use bpf::{
     load_device_program,
 };
 pub(crate) use clone::{NewProcess, spawn};
-pub(crate) use filter::install_filter;
+pub(crate) use filter::{install_filter, knows_filter_flags};
 pub use mount::{Attributes, set_attributes};
 pub(crate) use namespace::{namespace_type, set_namespace, unshare};
 pub use process::trim_heap;

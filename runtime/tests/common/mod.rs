@@ -7,6 +7,9 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+#[cfg(feature = "cli")]
+pub mod driven;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

@@ -1,0 +1,352 @@
+//! Restore: a container made from what criu has saved.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::{
+    ContainerState, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType, Spec, State,
+};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::{
+    Criu, CriuError, CriuOptions, RESTORE, Request, Result, STREAMS, mounts, program, system,
+};
+use crate::cgroup::Cgroup;
+use crate::container::{Container, CreateOptions, Making, keep, limit};
+use crate::error::CreateError;
+use crate::hooks::{self, Side};
+use crate::mounts::mapped_mount;
+use crate::network::{self, Devices};
+use crate::plan::{NamespaceKind, Plan};
+use crate::process::{Io, Launched, reap};
+use crate::rootfs::Root;
+use crate::sys::{self, NewProcess};
+
+/// How a container is restored.
+#[derive(Debug)]
+pub struct RestoreOptions {
+    /// What the container is to be; its spec is that of the one that was saved.
+    pub create: CreateOptions,
+    /// As for a checkpoint.
+    pub common: CriuOptions,
+    /// The profile of a security module instead of the saved one, as `TYPE:NAME`.
+    pub lsm_profile: Option<String>,
+    /// The context of mounts instead of the saved one.
+    pub lsm_mount_context: Option<String>,
+}
+
+impl Container {
+    /// Makes a container from what [`Container::checkpoint`] has saved. It runs then.
+    ///
+    /// # Errors
+    /// [`CreateError`]; nothing is left behind then.
+    pub fn restore(options: RestoreOptions) -> std::result::Result<(Self, Launched), CreateError> {
+        let RestoreOptions {
+            create,
+            common,
+            lsm_profile,
+            lsm_mount_context,
+        } = options;
+        program()?;
+        let mut request = Request::new("restore", RESTORE, &common, create.spec.annotations());
+        request.options.flag(6, true).flag(26, true);
+        for (field, value) in [(53, &lsm_profile), (63, &lsm_mount_context)] {
+            if let Some(value) = value {
+                request.options.text(field, value);
+            }
+        }
+        let streams = saved_streams(&common)?;
+        Self::make(create, |making| bring_back(making, request, &streams))
+    }
+}
+
+/// What the standard streams were.
+fn saved_streams(common: &CriuOptions) -> Result<Vec<String>> {
+    let path = common.images.join(STREAMS);
+    let text = std::fs::read(&path).map_err(system(format!(
+        "read {}; is there a checkpoint",
+        path.display()
+    )))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| system(format!("read {}", path.display()))(error.into()))
+}
+
+fn bring_back(
+    making: Making<'_>,
+    mut request: Request,
+    streams: &[String],
+) -> std::result::Result<(OwnedFd, Launched), CreateError> {
+    let Making {
+        plan,
+        dir,
+        saved,
+        io,
+        options,
+        cgroup,
+        shown,
+    } = making;
+    let none = || CriuError::Unsupported("a container is restored into a cgroup only".to_owned());
+    limit(plan, options, cgroup)?;
+    let cgroup = cgroup.as_mut().ok_or_else(none)?;
+    if !plan.namespaces.is_private(NamespaceKind::Mount) {
+        return Err(CriuError::Unsupported(
+            "a container without a mount namespace cannot be restored".to_owned(),
+        )
+        .into());
+    }
+    mounts::make_places(plan)?;
+    for (name, source) in mounts::sources(plan, cgroup, &shown) {
+        let (name, source) = (name.as_os_str(), source.as_os_str());
+        request
+            .options
+            .pair(23, name.as_encoded_bytes(), source.as_encoded_bytes());
+    }
+    request.mapped = readable_images(&request, plan, &saved.spec)?;
+    let rootfs = plan.rootfs.as_os_str().as_encoded_bytes();
+    request.options.text(13, rootfs);
+    let namespaces = join(&mut request, plan)?;
+    if let Io::Files { .. } = &io {
+        for (number, stream) in (0..3).zip(streams) {
+            if stream.contains("pipe:") {
+                inherit(&mut request, stream, number);
+            }
+        }
+    }
+
+    let criu = start(plan, cgroup, &io, options.keep_keyring, &namespaces)?;
+    drop(io);
+    set_cgroup_roots(&mut request, criu.pid)?;
+    let state = saved.state(ContainerState::Creating);
+    let mut terminal = None;
+    let mut devices = None;
+    let restored = criu.request(&request, |what, pid, fd| {
+        match what {
+            "setup-namespaces" => devices = set_up(plan, &state, pid)?,
+            "orphan-pts-master" => terminal = fd,
+            _ => {}
+        }
+        Ok(())
+    });
+    cgroup.inhabited();
+    let pid = restored?;
+    let pidfd = Pid::from_raw(pid as i32)
+        .ok_or(rustix::io::Errno::SRCH)
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
+        .map_err(|error| system("open the restored process")(error.into()))?;
+    let launched = Launched {
+        pid,
+        pidfd,
+        terminal,
+    };
+    note_time_namespace(&mut saved.spec, pid);
+    let kept = share(plan, pid).and_then(|()| keep(dir, saved, &launched));
+    if kept.is_err() {
+        // It is this process's child: nobody else ends or collects it.
+        let _ = sys::send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
+        let _ = reap(launched.pidfd.as_fd());
+    } else if let Some(devices) = devices {
+        devices.keep();
+    }
+    Ok((kept?, launched))
+}
+
+/// Starts criu in the container's cgroup, where what it restores begins, and in a mount namespace of
+/// its own: there the container's root is a mount point, as criu wants it, and nowhere else.
+fn start(
+    plan: &Plan,
+    cgroup: &Cgroup,
+    io: &Io,
+    keep_keyring: bool,
+    namespaces: &[OwnedFd],
+) -> std::result::Result<Criu, CreateError> {
+    let how = NewProcess {
+        namespaces: libc::CLONE_NEWNS as u64,
+        cgroup: cgroup.birthplace(),
+        ..NewProcess::default()
+    };
+    let kept: Vec<BorrowedFd<'_>> = namespaces.iter().map(OwnedFd::as_fd).collect();
+    let criu = Criu::start(&program()?, how, &kept, || {
+        connect(io)?;
+        if !keep_keyring {
+            // What is restored would have the caller's.
+            sys::new_session_keyring()?;
+        }
+        Root::prepare(plan)
+            .map(drop)
+            .map_err(|failure| io::Error::other(format!("{}: {}", failure.stage, failure.text)))
+    })?;
+    if cgroup.birthplace().is_none() {
+        cgroup.add(criu.pid)?;
+    }
+    Ok(criu)
+}
+
+/// In a user namespace the container's first process reads images too: first as the host's user
+/// that criu is, without rights over other users' files, then as the container's root. A directory
+/// that its owner and its group may search serves both, when the group is the container's.
+fn readable_images(request: &Request, plan: &Plan, spec: &Spec) -> Result<Option<OwnedFd>> {
+    let linux = spec.linux().as_ref();
+    let linux = linux.filter(|_| plan.namespaces.makes(NamespaceKind::User));
+    let mapped = linux.map(|linux| {
+        let same = LinuxIdMappingBuilder::default()
+            .container_id(0u32)
+            .host_id(0u32)
+            .size(u32::MAX)
+            .build()
+            .map_err(io::Error::other)?;
+        let gids = linux.gid_mappings().clone().unwrap_or_default();
+        mapped_mount(&request.images, &[same], &gids)
+    });
+    mapped
+        .transpose()
+        .map_err(system("show the images to the container's user namespace"))
+}
+
+fn connect(io: &Io) -> io::Result<()> {
+    let null;
+    let [stdin, stdout, stderr] = match io {
+        Io::Files {
+            stdin,
+            stdout,
+            stderr,
+        } => [stdin, stdout, stderr],
+        Io::Terminal { .. } => {
+            let flags = OFlags::RDWR | OFlags::CLOEXEC;
+            null = openat(CWD, "/dev/null", flags, Mode::empty())?;
+            [&null; 3]
+        }
+    };
+    rustix::stdio::dup2_stdin(stdin)?;
+    rustix::stdio::dup2_stdout(stdout)?;
+    rustix::stdio::dup2_stderr(stderr)?;
+    Ok(())
+}
+
+fn inherit(request: &mut Request, name: &str, fd: i32) {
+    let mut message = super::Message::default();
+    message.text(1, name).number(2, fd as u64);
+    request.options.message(27, &message);
+}
+
+/// Names the namespaces that are joined. Returns those that criu inherits.
+fn join(request: &mut Request, plan: &Plan) -> Result<Vec<OwnedFd>> {
+    let mut inherited = Vec::new();
+    for (kind, path) in &plan.namespaces.join {
+        let name = match kind {
+            NamespaceKind::Network | NamespaceKind::Pid => {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                let file = openat(CWD, path, flags, Mode::empty()).map_err(|error| {
+                    system(format!("open the namespace {}", path.display()))(error.into())
+                })?;
+                inherit(request, super::external_name(*kind), file.as_raw_fd());
+                inherited.push(file);
+                continue;
+            }
+            NamespaceKind::Cgroup => {
+                return Err(CriuError::Unsupported(
+                    "criu cannot join a cgroup namespace: give the container one of its own"
+                        .to_owned(),
+                ));
+            }
+            NamespaceKind::Mount => "mnt",
+            NamespaceKind::Uts => "uts",
+            NamespaceKind::Ipc => "ipc",
+            NamespaceKind::User => "user",
+            NamespaceKind::Time => "time",
+        };
+        request
+            .options
+            .pair(39, name, path.as_os_str().as_encoded_bytes());
+    }
+    Ok(inherited)
+}
+
+/// Says where the saved cgroups are now: where criu itself is.
+fn set_cgroup_roots(request: &mut Request, criu: u32) -> Result<()> {
+    let file = format!("/proc/{criu}/cgroup");
+    let table = std::fs::read_to_string(&file).map_err(system(format!("read {file}")))?;
+    for line in table.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        if let (Some(controllers), Some(path)) = (fields.next(), fields.next()) {
+            for controller in controllers.split(',') {
+                request.options.pair(25, controller, path);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is not criu's when the namespaces of the first process, `pid`, are there.
+fn set_up(plan: &Plan, state: &State, pid: u32) -> Result<Option<Devices>> {
+    let failed = |what: &str, problem: String| CriuError::System {
+        what: what.to_owned(),
+        source: io::Error::other(problem),
+    };
+    if plan.namespaces.makes(NamespaceKind::Network) {
+        raise_loopback(pid).map_err(system("switch the loopback on"))?;
+    }
+    let mut devices = None;
+    if !plan.net_devices.is_empty() {
+        let taken = Devices::take(&plan.net_devices, pid);
+        devices = Some(taken.map_err(|failure| failed(&failure.stage, failure.text))?);
+    }
+    let mut state = state.clone();
+    state.set_pid(Some(pid as i32));
+    hooks::run("prestart", plan.hooks.prestart(), &state, Side::Host)?;
+    hooks::run(
+        "createRuntime",
+        plan.hooks.create_runtime(),
+        &state,
+        Side::Host,
+    )?;
+    Ok(devices)
+}
+
+fn raise_loopback(pid: u32) -> io::Result<()> {
+    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
+    let (_, helper) = sys::spawn(NewProcess::default(), || {
+        let raised = sys::set_namespace(namespace.as_fd(), libc::CLONE_NEWNET as u64)
+            .and_then(|()| network::raise_loopback());
+        raised
+            .err()
+            .map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO))
+    })?;
+    let ended = reap(helper.as_fd())?;
+    match ended.and_then(|status| status.exit_status()) {
+        Some(0) => Ok(()),
+        Some(code) => Err(io::Error::from_raw_os_error(code)),
+        None => Err(io::Error::other("the helper was killed")),
+    }
+}
+
+fn share(plan: &Plan, pid: u32) -> std::result::Result<(), CreateError> {
+    let shares = plan.shares.as_ref().map(|group| group.enter(pid));
+    if let Some(shares) = shares
+        .transpose()
+        .map_err(system("join the resctrl group"))?
+    {
+        shares.keep();
+    }
+    Ok(())
+}
+
+/// criu keeps the clocks going where they were, in a time namespace that the spec may not have: who
+/// is added to the container has to find it.
+fn note_time_namespace(spec: &mut Spec, pid: u32) {
+    let link = |pid: &str| std::fs::read_link(Path::new("/proc").join(pid).join("ns/time")).ok();
+    let time = LinuxNamespaceType::Time;
+    if link("self") == link(&pid.to_string()) {
+        return;
+    }
+    if let Some(linux) = spec.linux_mut() {
+        let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+        if namespaces.iter().all(|namespace| namespace.typ() != time) {
+            let mut namespace = LinuxNamespace::default();
+            namespace.set_typ(time).set_path(None);
+            namespaces.push(namespace);
+            linux.set_namespaces(Some(namespaces));
+        }
+    }
+}
