@@ -385,7 +385,7 @@ fn options_of_a_whole_file_system() {
     }
     assert!(!whole("/kept").contains("sync"), "{text}");
     assert!(options(&text, "/fresh").contains(&"nosymfollow"));
-    assert!(text.ends_with("755\n1751\n"), "{text}");
+    assert!(text.ends_with("1777\n1751\n"), "{text}");
 }
 
 #[test]

@@ -205,11 +205,13 @@ fn real_time_as_asked() {
 
 #[test]
 fn memory_is_taken_from_the_nodes_of_the_policy() {
-    let mut bundle = Bundle::new("grep -m1 -o 'bind[^ ]*' /proc/self/numa_maps; sleep 1000");
+    let look = "grep -m1 -o 'bind[^ ]*' /proc/self/numa_maps";
+    let mut bundle = Bundle::new(&format!("{look}; touch /looked; sleep 1000"));
     bundle.spec["linux"]["memoryPolicy"] =
         json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
+    let after = format!("until [ -e /looked ]; do sleep 0.1; done; {look}");
     let added = json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
-        "args": ["grep", "-m1", "-o", "bind[^ ]*", "/proc/self/numa_maps"]}}});
+        "args": ["sh", "-c", after]}}});
     let outcomes = bundle.take(
         json!(["create", "start", added, {"delete": {"force": true}},
         "wait"]),

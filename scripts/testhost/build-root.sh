@@ -15,7 +15,7 @@ suite=${1:-forky}
 
 # What the tests use. Everything else comes as a dependency.
 packages=(containerd runc crun containernetworking-plugins docker-registry
-    systemd passwd uidmap
+    systemd passwd uidmap criu iptables
     nftables iproute2 kmod mount procps curl strace iputils-ping jq bpftool libcap2-bin erofs-utils e2fsprogs
     virtiofsd attr busybox-static)
 # The last Debian suite with containerd 1.7, and what is taken from it.

@@ -259,7 +259,7 @@ pub const MEANT: &[Meant] = &[
     ),
     meant(
         "mounts/masked*",
-        &["*/mounts//*"],
+        &["*/mounts//*", "*/root//etc"],
         "what covers a masked path is made otherwise (see above)",
     ),
     meant(
@@ -400,6 +400,11 @@ pub const MEANT: &[Meant] = &[
         "verbs/kill-realtime",
         &["*/status"],
         "real-time signals have their names (RTMIN+1)",
+    ),
+    meant(
+        "verbs/another-root",
+        &["*/output"],
+        "no state directory means no containers, and is no error",
     ),
     meant(
         "verbs/list-nothing",

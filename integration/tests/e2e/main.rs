@@ -4,6 +4,7 @@
 //! they left; it must come last, hence the harness of our own.
 
 mod bad_input;
+mod checkpoint;
 mod cri;
 mod exec;
 mod faults;
@@ -27,7 +28,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 const EXTENT: &str = "JOEY_E2E_EXTENT";
 
 /// What `brief` leaves: whatever depends on how containerd drives a sandbox.
-const BRIEF: [&str; 12] = [
+const BRIEF: [&str; 13] = [
     "pods::whole_life",
     "pods::two_containers",
     "pods::stop_asks",
@@ -40,6 +41,7 @@ const BRIEF: [&str; 12] = [
     "bad_input::host_network",
     "shared::",
     "rootless::",
+    "checkpoint::",
 ];
 
 /// The combination that has the tests of joey's command line alone, without containerd: they are
@@ -94,7 +96,8 @@ const REFUSED_IN_A_VM: [&str; 2] = [
 /// Why a test is not for this run's combination.
 fn is_not_for(trial: &Trial, combination: &Combination) -> Option<String> {
     let starts = |name: &str| trial.name().starts_with(name);
-    if starts("rootless::") && combination.name != WITH_COMMAND_LINE {
+    let command_line = starts("rootless::") || starts("checkpoint::");
+    if command_line && combination.name != WITH_COMMAND_LINE {
         return Some(format!(
             "{WITH_COMMAND_LINE} has it, containerd is not in it"
         ));
@@ -153,6 +156,7 @@ fn main() {
         life::trials(),
         resources::trials(),
         shared::trials(),
+        checkpoint::trials(),
         rootless::trials(),
     ];
     let before = (!arguments.list).then(|| {
