@@ -33,7 +33,7 @@ use crate::plan::{NamespaceKind, PlanError};
 use crate::process::reap;
 use crate::rootfs::relative;
 use crate::sys::{self, NewProcess};
-use wire::{Message, Value, fields};
+use wire::{Message, Value, fields, option};
 
 /// Why a container could not be checkpointed, or restored.
 #[derive(Debug, Error)]
@@ -166,15 +166,15 @@ impl Request {
         let mut options = Message::default();
         let log = format!("{action}.log");
         options
-            .flag(4, common.ext_unix_sk)
-            .flag(5, common.tcp_established)
-            .flag(7, common.shell_job)
-            .flag(8, common.file_locks)
-            .number(9, 4)
-            .text(10, &log)
-            .flag(12, true)
-            .flag(16, common.auto_dedup)
-            .flag(24, true);
+            .flag(option::EXT_UNIX_SK, common.ext_unix_sk)
+            .flag(option::TCP_ESTABLISHED, common.tcp_established)
+            .flag(option::SHELL_JOB, common.shell_job)
+            .flag(option::FILE_LOCKS, common.file_locks)
+            .number(option::LOG_LEVEL, 4)
+            .text(option::LOG_FILE, &log)
+            .flag(option::NOTIFY_SCRIPTS, true)
+            .flag(option::AUTO_DEDUP, common.auto_dedup)
+            .flag(option::MANAGE_CGROUPS, true);
         let mode = match common.cgroups {
             CgroupMode::Ignore => 0,
             CgroupMode::Soft => 3,
@@ -184,13 +184,16 @@ impl Request {
         };
         // Interfaces are not criu's: whoever has made them makes them again.
         let empty = libc::CLONE_NEWNET as u64;
-        options.number(34, mode).number(38, empty).flag(50, true);
+        options
+            .number(option::MANAGE_CGROUPS_MODE, mode)
+            .number(option::EMPTY_NS, empty)
+            .flag(option::ORPHAN_PTS_MASTER, true);
         let named = annotations
             .as_ref()
             .and_then(|annotations| annotations.get(CONFIG_ANNOTATION));
         match named.map_or(CONFIG, String::as_str) {
             "" => {}
-            path => drop(options.text(51, path)),
+            path => drop(options.text(option::CONFIG_FILE, path)),
         }
         let directory = common.work.as_ref().unwrap_or(&common.images);
         Self {
@@ -306,8 +309,11 @@ impl Criu {
         let work = work.transpose()?;
         let mapped = request.mapped.as_ref().unwrap_or(&images);
         options
-            .number(1, mapped.as_raw_fd() as u64)
-            .number(17, work.as_ref().unwrap_or(&images).as_raw_fd() as u64);
+            .number(option::IMAGES_DIR_FD, mapped.as_raw_fd() as u64)
+            .number(
+                option::WORK_DIR_FD,
+                work.as_ref().unwrap_or(&images).as_raw_fd() as u64,
+            );
         let mut message = Message::default();
         message.number(1, request.kind).message(2, &options);
         self.send(&message, request)?;

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::wire::Message;
+use super::wire::{Message, option};
 use super::{
     Criu, CriuError, CriuOptions, DUMP, PRE_DUMP, Request, Result, STREAMS, mounts, program, system,
 };
@@ -68,9 +68,11 @@ impl Container {
         if !options.pre_dump {
             for (place, name) in mounts::outside(&plan, self.pid())? {
                 let (place, name) = (place.into_os_string(), name.into_os_string());
-                request
-                    .options
-                    .pair(23, place.as_encoded_bytes(), name.as_encoded_bytes());
+                request.options.pair(
+                    option::EXT_MNT,
+                    place.as_encoded_bytes(),
+                    name.as_encoded_bytes(),
+                );
             }
             self.note_streams(&options.common)?;
         }
@@ -81,26 +83,32 @@ impl Container {
 
     fn describe(&self, message: &mut Message, plan: &Plan, options: &DumpOptions) -> Result<()> {
         message
-            .number(2, self.pid().into())
-            .flag(3, options.leave_running)
-            .text(13, plan.rootfs.as_os_str().as_encoded_bytes())
-            .flag(46, options.tcp_skip_in_flight)
-            .flag(18, options.link_remap);
+            .number(option::PID, self.pid().into())
+            .flag(option::LEAVE_RUNNING, options.leave_running)
+            .text(option::ROOT, plan.rootfs.as_os_str().as_encoded_bytes())
+            .flag(option::TCP_SKIP_IN_FLIGHT, options.tcp_skip_in_flight)
+            .flag(option::LINK_REMAP, options.link_remap);
         if let Some(parent) = &options.parent {
-            message.text(14, parent.as_os_str().as_encoded_bytes());
+            message.text(option::PARENT_IMG, parent.as_os_str().as_encoded_bytes());
         }
         // A later dump can only build on one with this.
-        message.flag(15, options.pre_dump || options.parent.is_some());
+        message.flag(
+            option::TRACK_MEM,
+            options.pre_dump || options.parent.is_some(),
+        );
         if let Some(server) = &options.page_server {
             let mut address = Message::default();
             address
                 .text(1, &server.address)
                 .number(2, server.port.into());
-            message.message(11, &address);
+            message.message(option::PAGE_SERVER, &address);
         }
         // Or it would stop one process after the other, by ptrace.
         if let Some(freezer) = self.freezer() {
-            message.text(44, freezer.as_os_str().as_encoded_bytes());
+            message.text(
+                option::FREEZE_CGROUP,
+                freezer.as_os_str().as_encoded_bytes(),
+            );
         }
         for (kind, path) in &plan.namespaces.join {
             let name = match kind {
@@ -113,7 +121,7 @@ impl Container {
                 .map_err(system(format!("look at {}", path.display())))?
                 .ino();
             message.text(
-                37,
+                option::EXTERNAL,
                 format!("{name}[{inode}]:{}", super::external_name(*kind)),
             );
         }

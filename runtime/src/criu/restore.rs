@@ -10,6 +10,7 @@ use oci_spec::runtime::{
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::wire::option;
 use super::{
     Criu, CriuError, CriuOptions, RESTORE, Request, Result, STREAMS, mounts, program, system,
 };
@@ -51,8 +52,14 @@ impl Container {
         } = options;
         program()?;
         let mut request = Request::new("restore", RESTORE, &common, create.spec.annotations());
-        request.options.flag(6, true).flag(26, true);
-        for (field, value) in [(53, &lsm_profile), (63, &lsm_mount_context)] {
+        request
+            .options
+            .flag(option::EVASIVE_DEVICES, true)
+            .flag(option::RST_SIBLING, true);
+        for (field, value) in [
+            (option::LSM_PROFILE, &lsm_profile),
+            (option::LSM_MOUNT_CONTEXT, &lsm_mount_context),
+        ] {
             if let Some(value) = value {
                 request.options.text(field, value);
             }
@@ -99,13 +106,15 @@ fn bring_back(
     mounts::make_places(plan)?;
     for (name, source) in mounts::sources(plan, cgroup, &shown) {
         let (name, source) = (name.as_os_str(), source.as_os_str());
-        request
-            .options
-            .pair(23, name.as_encoded_bytes(), source.as_encoded_bytes());
+        request.options.pair(
+            option::EXT_MNT,
+            name.as_encoded_bytes(),
+            source.as_encoded_bytes(),
+        );
     }
     request.mapped = readable_images(&request, plan, &saved.spec)?;
     let rootfs = plan.rootfs.as_os_str().as_encoded_bytes();
-    request.options.text(13, rootfs);
+    request.options.text(option::ROOT, rootfs);
     let namespaces = join(&mut request, plan)?;
     if let Io::Files { .. } = &io {
         for (number, stream) in (0..3).zip(streams) {
@@ -227,7 +236,7 @@ fn connect(io: &Io) -> io::Result<()> {
 fn inherit(request: &mut Request, name: &str, fd: i32) {
     let mut message = super::Message::default();
     message.text(1, name).number(2, fd as u64);
-    request.options.message(27, &message);
+    request.options.message(option::INHERIT_FD, &message);
 }
 
 /// Names the namespaces that are joined. Returns those that criu inherits.
@@ -258,7 +267,7 @@ fn join(request: &mut Request, plan: &Plan) -> Result<Vec<OwnedFd>> {
         };
         request
             .options
-            .pair(39, name, path.as_os_str().as_encoded_bytes());
+            .pair(option::JOIN_NS, name, path.as_os_str().as_encoded_bytes());
     }
     Ok(inherited)
 }
@@ -271,7 +280,7 @@ fn set_cgroup_roots(request: &mut Request, criu: u32) -> Result<()> {
         let mut fields = line.splitn(3, ':').skip(1);
         if let (Some(controllers), Some(path)) = (fields.next(), fields.next()) {
             for controller in controllers.split(',') {
-                request.options.pair(25, controller, path);
+                request.options.pair(option::CG_ROOT, controller, path);
             }
         }
     }

@@ -1,5 +1,42 @@
 //! Messages of criu's service, in the encoding of Protocol Buffers: as little of it as these need.
 
+/// The fields of a request's options (`criu_opts`), by their names there.
+pub(super) mod option {
+    pub const IMAGES_DIR_FD: u64 = 1;
+    pub const PID: u64 = 2;
+    pub const LEAVE_RUNNING: u64 = 3;
+    pub const EXT_UNIX_SK: u64 = 4;
+    pub const TCP_ESTABLISHED: u64 = 5;
+    pub const EVASIVE_DEVICES: u64 = 6;
+    pub const SHELL_JOB: u64 = 7;
+    pub const FILE_LOCKS: u64 = 8;
+    pub const LOG_LEVEL: u64 = 9;
+    pub const LOG_FILE: u64 = 10;
+    pub const PAGE_SERVER: u64 = 11;
+    pub const NOTIFY_SCRIPTS: u64 = 12;
+    pub const ROOT: u64 = 13;
+    pub const PARENT_IMG: u64 = 14;
+    pub const TRACK_MEM: u64 = 15;
+    pub const AUTO_DEDUP: u64 = 16;
+    pub const WORK_DIR_FD: u64 = 17;
+    pub const LINK_REMAP: u64 = 18;
+    pub const EXT_MNT: u64 = 23;
+    pub const MANAGE_CGROUPS: u64 = 24;
+    pub const CG_ROOT: u64 = 25;
+    pub const RST_SIBLING: u64 = 26;
+    pub const INHERIT_FD: u64 = 27;
+    pub const MANAGE_CGROUPS_MODE: u64 = 34;
+    pub const EXTERNAL: u64 = 37;
+    pub const EMPTY_NS: u64 = 38;
+    pub const JOIN_NS: u64 = 39;
+    pub const FREEZE_CGROUP: u64 = 44;
+    pub const TCP_SKIP_IN_FLIGHT: u64 = 46;
+    pub const ORPHAN_PTS_MASTER: u64 = 50;
+    pub const CONFIG_FILE: u64 = 51;
+    pub const LSM_PROFILE: u64 = 53;
+    pub const LSM_MOUNT_CONTEXT: u64 = 63;
+}
+
 /// A message to be sent. Fields are known by their numbers in criu's `rpc.proto`.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Message(Vec<u8>);
