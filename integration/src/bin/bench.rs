@@ -98,7 +98,8 @@ async fn main() -> anyhow::Result<()> {
     // Taking turns, so that what drifts drifts for both.
     while runc.len() < arguments.warm_up + arguments.runs {
         progress("runc_pod, joey_cold, joey_container", runc.len());
-        let round = runc.len();
+        // The sandbox of a lost round keeps its name for a while.
+        let round = runc.len() + lost.0;
         let (pod, of_runc) = run_pod(&mut cri, "runc", round).await.context("runc_pod")?;
         cri.end_pod(&pod.id).await?;
         match joey_pod(&mut cri, round).await {

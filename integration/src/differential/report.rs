@@ -82,7 +82,8 @@ impl Row {
         if !self.differences.is_empty() {
             return Verdict::Differs;
         }
-        match self.meant.keys().all(|entry| MEANT[*entry].cases == "*") {
+        let of_all = |entry: &usize| MEANT.get(*entry).is_some_and(|meant| meant.cases == "*");
+        match self.meant.keys().all(of_all) {
             true => Verdict::Same,
             false => Verdict::Meant,
         }
