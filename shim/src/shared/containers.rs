@@ -86,7 +86,7 @@ impl SharedPod {
         let size = *container.init.size();
         let (prepared, io) = prepare(&process.stdio, size).await.map_err(Error::failed)?;
         let home = self.home.get_or_init(|| container.bundle.clone());
-        remains::add_member(home, &request.id, &container.bundle).map_err(|error| {
+        remains::add_member(home, &request.id, &container.bundle, &spec).map_err(|error| {
             Error::Failed(format!("cannot write to {}: {error}", home.display()))
         })?;
         let (engine, launched, streams) = build(&container.bundle, request, spec, io, prepared)

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::Spec;
+
 use super::{room, root, rootfs};
 use crate::error::chain;
 use crate::guest_spec;
@@ -12,25 +14,35 @@ use crate::host::cgroup::{self, Cgroup};
 
 /// Where a pod's first bundle keeps the way to the others: links with their containers' ids.
 const MEMBERS: &str = "members+";
+/// Beside them, where their cgroups are: containerd may remove a bundle before it calls for the rest.
+const CGROUPS: &str = "cgroups+";
 
-/// Keeps the way from a pod's first bundle to one that comes later. containerd 2 has nothing
-/// removed for those when their shim dies, but for the first.
+/// Keeps the way from a pod's first bundle to one that comes later, and to its cgroup. containerd 2
+/// has nothing removed for those when their shim dies, but for the first.
 ///
 /// # Errors
 /// When nothing can be written there.
-pub(super) fn add_member(home: &Path, id: &str, bundle: &Path) -> io::Result<()> {
+pub(super) fn add_member(home: &Path, id: &str, bundle: &Path, spec: &Spec) -> io::Result<()> {
     if home == bundle {
         return Ok(());
     }
-    let members = room(home).join(MEMBERS);
-    fs::create_dir_all(&members)?;
-    symlink(bundle, members.join(id))
+    let keep = |kind: &str, target: &Path| {
+        let directory = room(home).join(kind);
+        fs::create_dir_all(&directory)?;
+        symlink(target, directory.join(id))
+    };
+    if let Some(cgroup) = cgroup_of(spec) {
+        keep(CGROUPS, &cgroup)?;
+    }
+    keep(MEMBERS, bundle)
 }
 
 /// Forgets a bundle.
 pub(super) fn remove_member(home: &Path, id: &str) {
     // The first bundle is none of them, and is gone before the last at times.
-    let _ = fs::remove_file(room(home).join(MEMBERS).join(id));
+    for kind in [MEMBERS, CGROUPS] {
+        let _ = fs::remove_file(room(home).join(kind).join(id));
+    }
 }
 
 /// Removes what there is of a bundle's container: its processes, its cgroup, its root file
@@ -50,32 +62,31 @@ pub fn of_bundle(bundle: &Path, id: &str) -> Option<(u32, Vec<String>)> {
     {
         if let (Ok(bundle), Some(id)) = (fs::read_link(member.path()), member.file_name().to_str())
         {
-            errors.extend(
-                of_bundle(&bundle, id)
-                    .map(|(_, errors)| errors)
-                    .unwrap_or_default(),
-            );
+            match of_bundle(&bundle, id) {
+                Some((_, left)) => errors.extend(left),
+                None => {
+                    let cgroup = fs::read_link(room.join(CGROUPS).join(id));
+                    errors.extend(cgroup.ok().and_then(end_cgroup));
+                }
+            }
         }
     }
-    let mut failed = |error: &dyn std::error::Error| errors.push(chain(error));
     let mut pid = 0;
     match runtime::Container::load(&room, id) {
         Ok(mut container) => {
             pid = container.pid();
-            if let Err(error) = container.delete(true) {
-                failed(&error);
-            }
+            errors.extend(container.delete(true).err().map(|error| chain(&error)));
         }
         // The shim was killed before it had written the state, or after it had removed it;
         // then the spec tells where processes may be.
         Err(_) => {
-            if let Some(cgroup) = cgroup_of(bundle)
-                && let Err(error) = cgroup.kill().and_then(|()| cgroup.remove())
-            {
-                failed(&error);
-            }
+            let spec = fs::read(bundle.join("config.json")).ok();
+            let spec = spec.and_then(|spec| guest_spec::parse(&spec).ok());
+            let cgroup = spec.and_then(|spec| cgroup_of(&spec));
+            errors.extend(cgroup.and_then(end_cgroup));
         }
     }
+    let mut failed = |error: &dyn std::error::Error| errors.push(chain(error));
     if let Err(error) = rootfs::remove(&root(bundle)) {
         failed(&error);
     }
@@ -86,12 +97,20 @@ pub fn of_bundle(bundle: &Path, id: &str) -> Option<(u32, Vec<String>)> {
     Some((pid, errors))
 }
 
-/// The cgroup that a bundle's spec names, if it is there.
-fn cgroup_of(bundle: &Path) -> Option<Cgroup> {
-    let spec = guest_spec::parse(&fs::read(bundle.join("config.json")).ok()?).ok()?;
+/// Where the cgroup is that a spec names.
+fn cgroup_of(spec: &Spec) -> Option<PathBuf> {
     let path: &PathBuf = spec.linux().as_ref()?.cgroups_path().as_ref()?;
-    let place = cgroup::place(path).ok()?;
-    place.exists().then(|| Cgroup::existing(place))
+    cgroup::place(path).ok()
+}
+
+/// Ends what runs in a cgroup and removes it, if it is there. Returns why that failed.
+fn end_cgroup(place: PathBuf) -> Option<String> {
+    if !place.exists() {
+        return None;
+    }
+    let cgroup = Cgroup::existing(place);
+    let ended = cgroup.kill().and_then(|()| cgroup.remove());
+    ended.err().map(|error| chain(&error))
 }
 
 #[cfg(test)]
@@ -112,7 +131,7 @@ mod tests {
         let path = |name: &str| bundles.path().join(name);
         for name in ["first", "second", "third"] {
             fs::create_dir_all(room(&path(name))).unwrap();
-            add_member(&path("first"), name, &path(name)).unwrap();
+            add_member(&path("first"), name, &path(name), &Spec::default()).unwrap();
         }
         remove_member(&path("first"), "third");
         remove_member(&path("first"), "first");
