@@ -24,8 +24,8 @@ use crate::guest::Vsock;
 /// Connections of a pod at a time; more are reset.
 const MAX_CONNECTIONS: usize = 256;
 /// How long the agent may take to say whether the pod accepts: longer than it gives
-/// the pod itself.
-const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// the pod itself, twice, once for each family.
+const ANSWER_TIME: Duration = Duration::from_secs(250);
 /// Rest after a failed accept (out of descriptors, say), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes on their way in one direction of a connection.

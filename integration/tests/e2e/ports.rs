@@ -197,8 +197,8 @@ fn many_at_once_leave_nothing_behind() {
     let before: usize = sh(&descriptors).parse().expect("a number");
     let seen = sh(&format!(
         "mkdir /tmp/many; cd /tmp/many
-         {inside} {CURL} -Z --parallel-immediate --parallel-max 64 \
-           $(for i in $(seq 64); do echo \"-o $i http://127.0.0.1:8080/one?$i\"; done)
+         {inside} {CURL} --fail-early -Z --parallel-immediate --parallel-max 64 \
+           $(for i in $(seq 64); do echo \"-o $i http://127.0.0.1:8080/one?$i\"; done) || exit
          cat * | wc -c; for file in *; do sha256sum <$file; done | sort -u; rm -r /tmp/many"
     ));
     assert_eq!(seen, format!("{}\n{expected}", 64 << 20));
