@@ -60,7 +60,7 @@ fn tty_is_a_terminal() {
     let container = pod.start(BUSYBOX, &["sleep", "1000"]);
     // crictl passes on the size of the terminal that it has, once the process runs.
     let inside =
-        "tty; for i in $(seq 100); do stty size 2>/dev/null | grep 101 && exit; sleep 0.1; done";
+        "tty; for i in $(seq 1000); do stty size 2>/dev/null | grep 101 && exit; sleep 0.1; done";
     let script = format!("crictl exec -it {} sh -c '{inside}'", container.id);
     let size = Size {
         rows: 33,

@@ -253,7 +253,7 @@ fn node_tools_tell() {
     }
     let served = sh(
         "joeyctl metrics --listen 127.0.0.1:9180 2>/tmp/metrics.log & server=$!
-        for i in $(seq 100); do curl -fs http://127.0.0.1:9180/metrics && break; sleep 0.1; done
+        for i in $(seq 1000); do curl -fs http://127.0.0.1:9180/metrics && break; sleep 0.1; done
         kill $server",
     );
     assert!(served.contains("joey_node_sandboxes "), "{served}");
@@ -322,10 +322,10 @@ fn console_is_a_shell_beside_the_agent() {
             mkfifo /tmp/in
             (echo 'setsid sleep 1234 & echo started'; exec sleep 1000) >/tmp/in & typed=$!
             joeyctl console {0} </tmp/in >/tmp/out & client=$!
-            for i in $(seq 100); do grep -q started /tmp/out && break; sleep 0.1; done
+            for i in $(seq 1000); do grep -q started /tmp/out && break; sleep 0.1; done
             running || exit 3
             kill -9 $client $typed; rm /tmp/in /tmp/out
-            for i in $(seq 100); do running || exit 0; sleep 0.1; done
+            for i in $(seq 1000); do running || exit 0; sleep 0.1; done
             exit 1",
             pod.id
         ));

@@ -40,7 +40,7 @@ fn url(address: &str) -> String {
 
 fn fetch(from: &Container, address: &str) -> String {
     from.sh(&format!(
-        "for i in $(seq 50); do wget -T 5 -qO- {} && exit; sleep 0.2; done; exit 1",
+        "for i in $(seq 1000); do wget -T 5 -qO- {} && exit; sleep 0.2; done; exit 1",
         url(address)
     ))
 }

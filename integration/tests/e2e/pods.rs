@@ -94,7 +94,7 @@ fn two_containers_share_the_network() {
     );
     sh(&format!("crictl start {}", client.id));
     let page = client.sh(
-        "for i in $(seq 50); do wget -qO- http://127.0.0.1:8080/ && exit; sleep 0.2; done; exit 1",
+        "for i in $(seq 1000); do wget -qO- http://127.0.0.1:8080/ && exit; sleep 0.2; done; exit 1",
     );
     assert_eq!(page, "from-the-other");
     // Their processes and files stay apart.

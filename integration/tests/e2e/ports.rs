@@ -47,7 +47,7 @@ fn serve(pod: &Pod) -> Container {
         ],
     );
     container.sh(
-        "for i in $(seq 100); do netstat -lnt | grep -q :8081 && exit; sleep 0.1; done; exit 1",
+        "for i in $(seq 1000); do netstat -lnt | grep -q :8081 && exit; sleep 0.1; done; exit 1",
     );
     container
 }
@@ -171,7 +171,7 @@ fn half_closed_connections_go_on() {
     let inside = inside(&pod);
     for address in ["127.0.0.1", "::1"] {
         container.sh(
-            "for i in $(seq 100); do netstat -lnt | grep -q :7000 && exit; sleep 0.1; done; exit 1",
+            "for i in $(seq 1000); do netstat -lnt | grep -q :7000 && exit; sleep 0.1; done; exit 1",
         );
         let seen = sh(&format!(
             "{content} | {inside} perl -e '{ASK}' {address} 7000"
@@ -204,6 +204,6 @@ fn many_at_once_leave_nothing_behind() {
     assert_eq!(seen, format!("{}\n{expected}", 64 << 20));
     // They end a moment after the clients have.
     sh(&format!(
-        "for i in $(seq 100); do [ $({descriptors}) -le {before} ] && exit; sleep 0.1; done; ls -l /proc/{shim}/fd; exit 1"
+        "for i in $(seq 1000); do [ $({descriptors}) -le {before} ] && exit; sleep 0.1; done; ls -l /proc/{shim}/fd; exit 1"
     ));
 }

@@ -202,7 +202,7 @@ fn a_limit_below_what_is_used_is_as_with_runc() {
             "dd if=/dev/zero of=/dev/shm/ballast bs=1M count=50; echo; sleep 1000",
         );
         container.sh(
-            "for i in $(seq 300); do [ $(stat -c %s /dev/shm/ballast) = 52428800 ] && exit; sleep 0.1; done; exit 1",
+            "for i in $(seq 1000); do [ $(stat -c %s /dev/shm/ballast) = 52428800 ] && exit; sleep 0.1; done; exit 1",
         );
         sh(&format!(
             "crictl update --memory {} {}",
@@ -232,7 +232,7 @@ fn oom_of_a_child() {
     assert_oom_killed(&together);
     let apart = running(&pod, json!({"memory_limit_in_bytes": 32 * MIB}), &script);
     sh(&format!(
-        "for i in $(seq 300); do crictl logs {} 2>/dev/null | grep -q 'child 137' && exit; sleep 0.2; done; exit 1",
+        "for i in $(seq 1000); do crictl logs {} 2>/dev/null | grep -q 'child 137' && exit; sleep 0.2; done; exit 1",
         apart.id
     ));
     assert_eq!(apart.sh("echo alive"), "alive");
@@ -301,7 +301,7 @@ fn the_pods_cgroup_pays_for_all() {
             assert_eq!(vmm_cgroup(&pod), format!("{own}/vmm"));
             // It moves while the pod runs already.
             sh(&format!(
-                "for i in $(seq 100); do for p in $(cat {own}/shim/cgroup.procs 2>/dev/null); do readlink /proc/$p/exe | grep -q containerd-shim-joey && exit; done; sleep 0.1; done; exit 1"
+                "for i in $(seq 1000); do for p in $(cat {own}/shim/cgroup.procs 2>/dev/null); do readlink /proc/$p/exe | grep -q containerd-shim-joey && exit; done; sleep 0.1; done; exit 1"
             ));
             let container = pod.start(BUSYBOX, &["sleep", "1000"]);
             assert_eq!(container.sh("echo fine"), "fine");
@@ -345,7 +345,7 @@ fn stats_are_the_guests_own() {
         "dd if=/dev/zero of=/dev/shm/ballast bs=1M count=20 2>/dev/null; echo ready; sleep 1000",
     );
     container.sh(
-        "for i in $(seq 300); do [ $(stat -c %s /dev/shm/ballast) = 20971520 ] && exit; sleep 0.1; done; exit 1",
+        "for i in $(seq 1000); do [ $(stat -c %s /dev/shm/ballast) = 20971520 ] && exit; sleep 0.1; done; exit 1",
     );
     let cpu = || number(&container.sh("sed -n 's/^usage_usec //p' /sys/fs/cgroup/cpu.stat"));
     let memory = || number(&container.sh("cat /sys/fs/cgroup/memory.current"));
@@ -396,7 +396,7 @@ fn the_vm_is_as_large_as_the_pods_limits() {
     );
     let container = pod.start(BUSYBOX, &["sleep", "1000"]);
     // The further CPUs come while the pod runs already.
-    container.sh("for i in $(seq 100); do [ $(nproc) = 3 ] && exit; sleep 0.1; done; exit 1");
+    container.sh("for i in $(seq 1000); do [ $(nproc) = 3 ] && exit; sleep 0.1; done; exit 1");
     let memory = number(&container.sh("awk '/^MemTotal/{print $2}' /proc/meminfo"));
     assert!((512 << 10..800 << 10).contains(&memory), "{memory} KiB");
 }

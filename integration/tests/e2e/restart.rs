@@ -36,7 +36,7 @@ const KILL: &str = "pid=$(cat /run/containerd.pid) && kill -9 $pid && while kill
 fn start() {
     let version = Combination::of_this_run().containerd;
     sh(&format!("start-containerd {version}"));
-    sh("for i in $(seq 300); do crictl ps >/dev/null 2>&1 && exit 0; sleep 0.1; done; crictl ps");
+    sh("for i in $(seq 1000); do crictl ps >/dev/null 2>&1 && exit 0; sleep 0.1; done; crictl ps");
 }
 
 fn restart() {
@@ -47,7 +47,7 @@ fn restart() {
 /// The last number that the container has printed.
 fn last_number(container: &Container) -> u64 {
     sh(&format!(
-        "for i in $(seq 100); do n=$(crictl logs --tail 1 {}); [ -n \"$n\" ] && break; sleep 0.1; done; echo $n",
+        "for i in $(seq 1000); do n=$(crictl logs --tail 1 {}); [ -n \"$n\" ] && break; sleep 0.1; done; echo $n",
         container.id
     ))
     .parse()
@@ -68,7 +68,7 @@ fn a_running_pod_goes_on() {
     assert_eq!(container.sh("echo inside"), "inside");
     // Its output still arrives, and more than a FIFO holds of it.
     sh(&format!(
-        "for i in $(seq 200); do [ $(crictl logs --tail 1 {}) -gt {} ] && exit 0; sleep 0.1; done; exit 1",
+        "for i in $(seq 1000); do [ $(crictl logs --tail 1 {}) -gt {} ] && exit 0; sleep 0.1; done; exit 1",
         container.id,
         before + 20
     ));
@@ -92,11 +92,11 @@ fn an_exit_meanwhile_is_known() {
     let container = pod.start(BUSYBOX, &["sh", "-c", script]);
     let url = format!("http://{}/", pod.addresses().remove(0));
     sh(&format!(
-        "for i in $(seq 100); do curl -s -o /dev/null --max-time 5 {url} && exit 0; sleep 0.1; done; exit 1"
+        "for i in $(seq 1000); do curl -s -o /dev/null --max-time 5 {url} && exit 0; sleep 0.1; done; exit 1"
     ));
     sh(KILL);
     sh(&format!(
-        "curl -s -o /dev/null --max-time 10 {url}cgi-bin/end; for i in $(seq 200); do curl -s -o /dev/null --max-time 5 {url} || exit 0; sleep 0.1; done; exit 1"
+        "curl -s -o /dev/null --max-time 10 {url}cgi-bin/end; for i in $(seq 1000); do curl -s -o /dev/null --max-time 5 {url} || exit 0; sleep 0.1; done; exit 1"
     ));
     start();
     let status = container.inspect()["status"].clone();
@@ -124,7 +124,7 @@ fn an_open_exec_ends() {
             .shell(&script)
             .spawn()
             .expect("the host takes commands");
-        container.sh("for i in $(seq 100); do [ -e /begun ] && exit 0; sleep 0.1; done; exit 1");
+        container.sh("for i in $(seq 1000); do [ -e /begun ] && exit 0; sleep 0.1; done; exit 1");
         restart();
         // Its client is gone with the containerd that it spoke to.
         drop(open);
@@ -146,7 +146,7 @@ fn a_client_attaches_afterwards() {
     restart();
     // attach ends when its input has; the echo is in the log whenever it comes.
     sh(&format!(
-        "echo hello | timeout 30 crictl attach -i {0}; for i in $(seq 100); do crictl logs {0} | grep -q hello && exit 0; sleep 0.1; done; exit 1",
+        "echo hello | timeout 30 crictl attach -i {0}; for i in $(seq 1000); do crictl logs {0} | grep -q hello && exit 0; sleep 0.1; done; exit 1",
         container.id
     ));
     assert_eq!(container.inspect()["status"]["state"], "CONTAINER_RUNNING");

@@ -265,7 +265,7 @@ fn whole_life() {
     let said = ann.fails("joey delete life");
     assert!(said.contains("running"), "{said}");
     ann.sh("joey kill life KILL");
-    ann.sh("for i in $(seq 100); do joey state life | grep -q stopped && exit 0; sleep 0.1; done; exit 1");
+    ann.sh("for i in $(seq 1000); do joey state life | grep -q stopped && exit 0; sleep 0.1; done; exit 1");
     ann.sh("joey delete life");
     ann.has_nothing();
 }
@@ -353,7 +353,7 @@ fn own_systemd() {
     ann.cgroup = Some(format!("{own}/shell"));
     let active = "systemctl --user is-active default.target";
     ann.sh(&format!(
-        "for i in $(seq 100); do {active} >/dev/null 2>&1 && exit; sleep 0.2; done; {active}"
+        "for i in $(seq 1000); do {active} >/dev/null 2>&1 && exit; sleep 0.2; done; {active}"
     ));
 
     ann.configure(limited());
@@ -370,7 +370,7 @@ fn own_systemd() {
     assert_eq!(ann.sh(&format!("{units} | cut -d ' ' -f 1")), "init.scope");
 
     ann.sh("systemctl --user exit");
-    sh("for i in $(seq 100); do pgrep -u ann || exit 0; sleep 0.1; done; exit 1");
+    sh("for i in $(seq 1000); do pgrep -u ann || exit 0; sleep 0.1; done; exit 1");
     sh(&format!(
         "rm /tmp/systemd.log; rmdir /run/systemd/system; cd {CGROUPS}
         find {SLICE} -depth -type d -exec rmdir {{}} +"

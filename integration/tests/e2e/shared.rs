@@ -57,7 +57,7 @@ fn namespaces_of_the_host() {
         container.sh("sleep 4321 >/dev/null 2>&1 &");
         sh("pgrep -f '[s]leep 4321'");
         sh(&format!("crictl stop -t 0 {}", container.id));
-        sh("for i in $(seq 100); do pgrep -f '[s]leep 4321' || exit 0; sleep 0.1; done; exit 1");
+        sh("for i in $(seq 1000); do pgrep -f '[s]leep 4321' || exit 0; sleep 0.1; done; exit 1");
     }
     leaks::settled(&before);
 }
@@ -81,7 +81,7 @@ fn one_pid_namespace() {
         // The tests' pause image collects nobody; the shim's own holder of namespaces does.
         one.sh("(sleep 0.1 &)");
         two.sh(
-            "for i in $(seq 100); do ps -o stat | grep -q Z || exit 0; sleep 0.1; done; ps; exit 1",
+            "for i in $(seq 1000); do ps -o stat | grep -q Z || exit 0; sleep 0.1; done; ps; exit 1",
         );
     }
     sh(&format!("crictl stop -t 0 {}", one.id));

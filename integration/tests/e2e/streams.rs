@@ -286,7 +286,7 @@ fn an_exec_whose_client_vanishes_sees_its_input_end() {
          exec 3>/tmp/in
          until crictl exec {0} pidof cat; do sleep 0.1; done
          kill -9 $client
-         for i in $(seq 100); do crictl exec {0} pidof cat || break; sleep 0.1; done
+         for i in $(seq 1000); do crictl exec {0} pidof cat || break; sleep 0.1; done
          rm /tmp/in; exec 3>&-
          ! crictl exec {0} pidof cat",
         container.id

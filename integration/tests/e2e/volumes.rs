@@ -132,7 +132,7 @@ pub fn start(pod: &Pod, image: &str, mounts: &[Value]) -> Container {
 /// Waits until a condition of the shell holds in a container.
 fn until(container: &Container, condition: &str) {
     container.sh(&format!(
-        "for i in $(seq 300); do if {condition}; then exit 0; fi; sleep 0.1; done; exit 1"
+        "for i in $(seq 1000); do if {condition}; then exit 0; fi; sleep 0.1; done; exit 1"
     ));
 }
 
@@ -462,7 +462,7 @@ fn volume_is_free_after_its_container() {
     sh(&format!("crictl rm -f {}", container.id));
     // Not only can it be unmounted: the file system ends, so its device is free.
     sh(&format!(
-        "umount {host} && for i in $(seq 100); do losetup {device} 2> /dev/null || exit 0; sleep 0.1; done; exit 1"
+        "umount {host} && for i in $(seq 1000); do losetup {device} 2> /dev/null || exit 0; sleep 0.1; done; exit 1"
     ));
     sh(&format!("rm {host}.img"));
 }
@@ -667,7 +667,7 @@ fn killed_virtiofsd_ends_the_pod() {
         );
         assert_eq!(container.wait(), 137);
         sh(&format!(
-            "for i in $(seq 100); do [ $(crictl inspectp -o json {} | jq -r .status.state) = SANDBOX_NOTREADY ] && exit 0; sleep 0.1; done; exit 1",
+            "for i in $(seq 1000); do [ $(crictl inspectp -o json {} | jq -r .status.state) = SANDBOX_NOTREADY ] && exit 0; sleep 0.1; done; exit 1",
             pod.id
         ));
     }
