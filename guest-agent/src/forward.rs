@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::forward::{CONNECTED, Family, REFUSED, Target};
+use protocol::forward::{CONNECTED, DIAL_TIME, Family, REFUSED, Target};
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, Interest, copy_buf};
@@ -22,10 +22,6 @@ use crate::sys;
 const MAX_CONNECTIONS: usize = 512;
 /// How long a connection may take to say where it leads.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a process of the pod may take to accept: about as long as the kernel goes on
-/// asking, which is how long one is waited for that is dialled without a VM. A busy server
-/// whose queue is full lets in a few with each question.
-const DIAL_TIME: Duration = Duration::from_secs(120);
 /// Bytes on their way in one direction of a connection.
 const CHUNK: usize = 16 * 1024;
 

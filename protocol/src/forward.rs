@@ -2,6 +2,13 @@
 //! ([`Target`]), the agent answers with one byte, [`CONNECTED`] or [`REFUSED`], and
 //! after [`CONNECTED`] it carries the forwarded connection's bytes.
 
+use std::time::Duration;
+
+/// How long a process of the pod may take to accept, for each family: about as long as the
+/// kernel goes on asking, which is how long one is waited for that is dialled without a VM. A
+/// busy server whose queue is full lets in a few with each question.
+pub const DIAL_TIME: Duration = Duration::from_secs(120);
+
 /// The pod's process has the connection.
 pub const CONNECTED: u8 = 0;
 /// Nobody in the pod takes it; the agent closes it.

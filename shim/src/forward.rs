@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use network::Loopback;
 use nix::sys::socket::{setsockopt, sockopt};
-use protocol::forward::{CONNECTED, Family, Target};
+use protocol::forward::{CONNECTED, DIAL_TIME, Family, Target};
 use protocol::ports;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, Interest, copy_buf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -25,7 +25,7 @@ use crate::guest::Vsock;
 const MAX_CONNECTIONS: usize = 256;
 /// How long the agent may take to say whether the pod accepts: longer than it gives
 /// the pod itself, twice, once for each family.
-const ANSWER_TIME: Duration = Duration::from_secs(250);
+const ANSWER_TIME: Duration = Duration::from_secs(2 * DIAL_TIME.as_secs() + 10);
 /// Rest after a failed accept (out of descriptors, say), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes on their way in one direction of a connection.

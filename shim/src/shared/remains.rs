@@ -86,14 +86,11 @@ pub fn of_bundle(bundle: &Path, id: &str) -> Option<(u32, Vec<String>)> {
             errors.extend(cgroup.and_then(end_cgroup));
         }
     }
-    let mut failed = |error: &dyn std::error::Error| errors.push(chain(error));
-    if let Err(error) = rootfs::remove(&root(bundle)) {
-        failed(&error);
-    }
+    let rootfs = rootfs::remove(&root(bundle));
+    errors.extend(rootfs.err().map(|error| chain(&error)));
     rootfs::clear(&room);
-    if let Err(error) = fs::remove_dir_all(&room) {
-        failed(&error);
-    }
+    let removed = fs::remove_dir_all(&room);
+    errors.extend(removed.err().map(|error| chain(&error)));
     Some((pid, errors))
 }
 
