@@ -30,7 +30,7 @@ use thiserror::Error;
 use crate::Status;
 use crate::hooks::HookError;
 use crate::plan::{NamespaceKind, PlanError};
-use crate::process::reap;
+use crate::process::{end, reap};
 use crate::rootfs::relative;
 use crate::sys::{self, NewProcess};
 use wire::{Message, Value, fields, option};
@@ -85,20 +85,20 @@ fn system<W: Into<String>>(what: W) -> impl FnOnce(io::Error) -> CriuError {
     move |source| CriuError::System { what, source }
 }
 
-/// What becomes of cgroups: the modes of criu's option `--manage-cgroups`.
+/// What becomes of cgroups: the modes of criu's option `--manage-cgroups`, by its numbers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CgroupMode {
+    /// They stay as they are, and so does who is in them.
+    Ignore = 0,
+    /// Those that are missing are made.
+    Soft = 3,
+    /// Likewise, and limits are set in any case.
+    Full = 4,
+    /// All must be missing.
+    Strict = 5,
     /// As criu likes.
     #[default]
-    Default,
-    /// They stay as they are, and so does who is in them.
-    Ignore,
-    /// Those that are missing are made.
-    Soft,
-    /// Likewise, and limits are set in any case.
-    Full,
-    /// All must be missing.
-    Strict,
+    Default = 6,
 }
 
 /// What dump and restore have in common. Most are criu's own options, by their names there.
@@ -175,17 +175,10 @@ impl Request {
             .flag(option::NOTIFY_SCRIPTS, true)
             .flag(option::AUTO_DEDUP, common.auto_dedup)
             .flag(option::MANAGE_CGROUPS, true);
-        let mode = match common.cgroups {
-            CgroupMode::Ignore => 0,
-            CgroupMode::Soft => 3,
-            CgroupMode::Full => 4,
-            CgroupMode::Strict => 5,
-            CgroupMode::Default => 6,
-        };
         // Interfaces are not criu's: whoever has made them makes them again.
         let empty = libc::CLONE_NEWNET as u64;
         options
-            .number(option::MANAGE_CGROUPS_MODE, mode)
+            .number(option::MANAGE_CGROUPS_MODE, common.cgroups as u64)
             .number(option::EMPTY_NS, empty)
             .flag(option::ORPHAN_PTS_MASTER, true);
         let named = annotations
@@ -400,9 +393,7 @@ impl Criu {
 impl Drop for Criu {
     fn drop(&mut self) {
         if let Some(pidfd) = &self.pidfd {
-            // It may have ended by itself; it is collected either way.
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
-            let _ = reap(pidfd.as_fd());
+            end(pidfd.as_fd());
         }
     }
 }

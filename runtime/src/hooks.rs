@@ -7,11 +7,11 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use oci_spec::runtime::{Hook, State};
+use oci_spec::runtime::{Hook, Hooks, State};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use thiserror::Error;
 
+use crate::process;
 use crate::state::ends_within;
 
 /// Why a hook failed.
@@ -50,6 +50,12 @@ pub(crate) fn run(
         .iter()
         .flatten()
         .try_for_each(|hook| run_one(kind, hook, state, side))
+}
+
+/// Runs those that belong between the making of a container's namespaces and the entry of its root.
+pub(crate) fn run_before_entry(hooks: &Hooks, state: &State) -> Result<(), HookError> {
+    run("prestart", hooks.prestart(), state, Side::Host)?;
+    run("createRuntime", hooks.create_runtime(), state, Side::Host)
 }
 
 /// Runs all hooks on the host; one that fails is logged and does not keep the next from running.
@@ -133,12 +139,7 @@ fn memory_file() -> std::io::Result<std::fs::File> {
 
 /// Waits for the end of a child, without collecting it. False when it took too long.
 fn ended(pid: u32, timeout: Option<Duration>) -> std::io::Result<bool> {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or(rustix::io::Errno::SRCH)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    ends_within(pidfd.as_fd(), timeout)
+    ends_within(process::open(pid)?.as_fd(), timeout)
 }
 
 #[cfg(test)]

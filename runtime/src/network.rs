@@ -15,7 +15,17 @@ use netlink::{Address, Socket};
 
 /// Switches the loopback of the caller's network namespace on.
 pub(crate) fn raise_loopback() -> io::Result<()> {
-    let socket = Socket::new()?;
+    switch_loopback_on(&Socket::new()?)
+}
+
+/// Likewise in the network namespace of the process `pid`.
+#[cfg(feature = "criu")]
+pub(crate) fn raise_loopback_of(pid: u32) -> io::Result<()> {
+    let (own, namespace) = (open_own()?, open_of(pid)?);
+    switch_loopback_on(&socket_in(namespace.as_fd(), own.as_fd())?)
+}
+
+fn switch_loopback_on(socket: &Socket) -> io::Result<()> {
     socket.set_up(socket.link("lo")?.index, true)
 }
 
@@ -44,8 +54,8 @@ impl Devices {
     /// addresses that they have, and switches them on.
     pub(crate) fn take(devices: &[NetDevice], pid: u32) -> Step<Self> {
         let stage = || "open the network namespaces";
-        let host = open("/proc/self/ns/net").stage(stage)?;
-        let namespace = open(&format!("/proc/{pid}/ns/net")).stage(stage)?;
+        let host = open_own().stage(stage)?;
+        let namespace = open_of(pid).stage(stage)?;
         let host_socket = Socket::new().stage(stage)?;
         let socket = socket_in(namespace.as_fd(), host.as_fd()).stage(stage)?;
         let mut taken = Self {
@@ -122,6 +132,14 @@ fn configure(socket: &Socket, name: &str, addresses: &[Address], up: bool) -> io
         socket.set_up(index, true)?;
     }
     Ok(())
+}
+
+fn open_own() -> io::Result<OwnedFd> {
+    open("/proc/self/ns/net")
+}
+
+fn open_of(pid: u32) -> io::Result<OwnedFd> {
+    open(&format!("/proc/{pid}/ns/net"))
 }
 
 fn open(path: &str) -> io::Result<OwnedFd> {

@@ -76,14 +76,10 @@ impl Root {
 
     /// The root of another process, as its caller sees it.
     pub(crate) fn of_process(pid: u32) -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self {
-            fd: openat(CWD, format!("/proc/{pid}/root"), flags, Mode::empty())?,
-        })
+        Self::at(Path::new(&format!("/proc/{pid}/root")))
     }
 
     /// The root at a path of the host, not yet entered.
-    #[cfg(feature = "criu")]
     pub(crate) fn at(path: &Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
@@ -93,10 +89,7 @@ impl Root {
 
     /// The root that the calling process is in.
     pub(crate) fn current() -> io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self {
-            fd: openat(CWD, "/", flags, Mode::empty())?,
-        })
+        Self::at(Path::new("/"))
     }
 
     /// The root's directory.
@@ -426,18 +419,18 @@ fn is_first_root() -> io::Result<bool> {
 
 /// A line of `mountinfo`.
 #[cfg_attr(not(feature = "criu"), expect(dead_code, reason = "criu needs all"))]
-pub(crate) struct MountLine {
+pub(crate) struct MountLine<'a> {
     id: u64,
     parent: u64,
-    /// What of its file system is mounted.
-    pub root: PathBuf,
+    /// What of its file system is mounted, as the kernel escapes it.
+    pub root: &'a str,
     /// Where.
     pub point: PathBuf,
     /// The type of the file system.
-    pub kind: String,
+    pub kind: &'a str,
 }
 
-pub(crate) fn mounts(table: &str) -> impl Iterator<Item = MountLine> + '_ {
+pub(crate) fn mounts(table: &str) -> impl Iterator<Item = MountLine<'_>> {
     table.lines().filter_map(|line| {
         let mut fields = line.split(' ');
         let id = fields.next()?.parse().ok()?;
@@ -448,9 +441,9 @@ pub(crate) fn mounts(table: &str) -> impl Iterator<Item = MountLine> + '_ {
         Some(MountLine {
             id,
             parent,
-            root: unescape(root),
+            root,
             point: unescape(point),
-            kind: source.split(' ').next()?.to_owned(),
+            kind: source.split(' ').next()?,
         })
     })
 }

@@ -15,12 +15,12 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::cgroup::Location;
 use crate::notify;
+use crate::process;
 
 /// Where a container is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -294,7 +294,7 @@ pub(crate) fn born(pid: u32) -> io::Result<u64> {
 
 /// A descriptor of the process `pid` if it still is the one that was born then.
 pub(crate) fn open_process(pid: u32, then: u64) -> Option<OwnedFd> {
-    let pidfd = pidfd_open(Pid::from_raw(pid as i32)?, PidfdFlags::empty()).ok()?;
+    let pidfd = process::open(pid).ok()?;
     // Checked after opening: if it matches, the descriptor cannot be of a later process.
     (born(pid).ok()? == then).then_some(pidfd)
 }

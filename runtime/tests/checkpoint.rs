@@ -3,17 +3,14 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::driven::Driven;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use common::driven::{Driven, master};
 use serde_json::json;
 
 /// A script that counts in a file.
@@ -173,21 +170,6 @@ fn a_container_in_the_foreground_gets_the_restorers_streams() {
     drop(input);
     assert_eq!(restore.wait().unwrap().code(), Some(6));
     container.fails(&["state", "ID"], 1);
-}
-
-/// The master of a terminal that is sent to a console socket.
-fn master(listener: &UnixListener) -> std::fs::File {
-    let (stream, _) = listener.accept().unwrap();
-    let mut name = [0; 64];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut data = [IoSliceMut::new(&mut name)];
-    recvmsg(&stream, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
-    let mut fds = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds.collect::<Vec<OwnedFd>>()),
-        _ => None,
-    });
-    std::fs::File::from(fds.next().unwrap().remove(0))
 }
 
 #[test]

@@ -2,17 +2,15 @@
 
 mod common;
 
-use std::io::{IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use common::driven::Driven;
+use common::driven::{Driven, master};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::Value;
 
 #[test]
@@ -142,22 +140,7 @@ fn a_detached_terminal_goes_to_the_console_socket() {
 
     let listener = UnixListener::bind(container.0.dir.join("console")).unwrap();
     container.run(&["create", "--console-socket", "console", "ID"]);
-    let (stream, _) = listener.accept().unwrap();
-    let mut name = [0; 64];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    recvmsg(
-        &stream,
-        &mut [IoSliceMut::new(&mut name)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .unwrap();
-    let mut fds = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds.collect::<Vec<OwnedFd>>()),
-        _ => None,
-    });
-    let mut master = std::fs::File::from(fds.next().unwrap().remove(0));
+    let mut master = master(&listener);
     container.run(&["start", "ID"]);
     master.write_all(b"word\n").unwrap();
     let mut text = Vec::new();

@@ -34,10 +34,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::process;
 use devices::Rule;
 
 /// Who makes the cgroup of a container.
@@ -525,10 +526,8 @@ impl Cgroup {
         }
         for pid in self.pids()? {
             // It may have ended meanwhile.
-            let _ = Pid::from_raw(pid as i32)
-                .ok_or(rustix::io::Errno::SRCH)
-                .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
-                .and_then(|process| pidfd_send_signal(process, Signal::KILL));
+            let _ = process::open(pid)
+                .and_then(|process| Ok(pidfd_send_signal(process, Signal::KILL)?));
         }
         Ok(())
     }

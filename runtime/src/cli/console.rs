@@ -27,16 +27,20 @@ impl Socket {
 
     /// Sends a descriptor with a name.
     pub(super) fn send(&self, name: &str, fd: &OwnedFd) -> Result<()> {
-        let fds = [fd.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        ensure!(
-            control.push(SendAncillaryMessage::ScmRights(&fds)),
-            "no room for a descriptor"
-        );
-        let data = [IoSlice::new(name.as_bytes())];
-        sendmsg(&self.stream, &data, &mut control, SendFlags::NOSIGNAL)
-            .with_context(|| format!("send a descriptor to {}", self.path))?;
-        Ok(())
+        send(&self.stream, name, fd).with_context(|| format!("send a descriptor to {}", self.path))
     }
+}
+
+/// Sends a message with a descriptor.
+pub(super) fn send(socket: impl AsFd, message: &str, fd: &OwnedFd) -> Result<()> {
+    let fds = [fd.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    ensure!(
+        control.push(SendAncillaryMessage::ScmRights(&fds)),
+        "no room for a descriptor"
+    );
+    let data = [IoSlice::new(message.as_bytes())];
+    sendmsg(socket, &data, &mut control, SendFlags::NOSIGNAL)?;
+    Ok(())
 }

@@ -9,7 +9,7 @@ use super::Global;
 use super::bundle::BundleDir;
 use super::notify;
 use super::relay::Relay;
-use super::streams::{StreamArgs, listen_fds};
+use super::streams::{StreamArgs, Streams, listen_fds};
 
 #[derive(Debug, Args)]
 pub(super) struct Create {
@@ -55,17 +55,13 @@ impl NewContainer {
         let (bundle, mut spec) = self.bundle.load()?;
         let sockets = listen_fds();
         pass_sockets(&mut spec, sockets);
-        let terminal = spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.terminal())
-            .unwrap_or(false);
+        let process = spec.process().as_ref();
         let streams = self
             .streams
-            .open(terminal, detach, sockets, global.inherited)?;
+            .open(process, detach, sockets, global.inherited)?;
         // Reading the arguments and the spec has taken more than is needed from here on.
         runtime::trim_heap();
-        let (mut container, mut launched) = Container::create(CreateOptions {
+        let made = Container::create(CreateOptions {
             id: self.id,
             bundle,
             spec,
@@ -80,19 +76,34 @@ impl NewContainer {
                 notify: notify::is_wanted(),
             },
         })?;
+        Created::hand_over(made, streams)
+    }
+}
+
+impl Created {
+    /// Hands over what the caller has asked for. A container that cannot be is taken back.
+    pub(super) fn hand_over(
+        (mut container, mut launched): (Container, Launched),
+        streams: Streams,
+    ) -> Result<Self> {
         match streams.hand_over(&mut launched) {
-            Ok(relay) => Ok(Created {
+            Ok(relay) => Ok(Self {
                 container,
                 launched,
                 relay,
             }),
             Err(error) => {
-                if let Err(left) = container.delete(true) {
-                    tracing::warn!("{left}");
-                }
+                take_back(&mut container);
                 Err(error)
             }
         }
+    }
+}
+
+/// Deletes a container whose caller gets an error instead of it.
+pub(super) fn take_back(container: &mut Container) {
+    if let Err(left) = container.delete(true) {
+        tracing::warn!("{left}");
     }
 }
 

@@ -74,11 +74,10 @@ impl Exec {
             Some(path) => read(path)?,
             None => self.process(container.spec())?,
         };
-        let terminal = process.terminal().unwrap_or(false);
         let streams = self
             .streams
-            .open(terminal, self.detach, 0, global.inherited)?;
-        let signals = (!self.detach).then(foreground::Signals::take).transpose()?;
+            .open(Some(&process), self.detach, 0, global.inherited)?;
+        let signals = foreground::Signals::of_foreground(self.detach, false)?;
         let mut launched = container.exec(
             &process,
             ExecOptions {

@@ -9,7 +9,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use runtime::Launched;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, WaitStatus};
+use rustix::process::{WaitOptions, WaitStatus, getpid, set_child_subreaper};
 
 use super::notify::Notify;
 use super::relay::Relay;
@@ -18,8 +18,22 @@ use super::relay::Relay;
 pub(super) struct Signals(SignalFd);
 
 impl Signals {
+    /// For a verb that stays in the foreground, unless it is to `detach`; what the container leaves
+    /// behind comes to a subreaper. To be called before there is a process: no signal must find
+    /// nobody.
+    pub(super) fn of_foreground(detach: bool, subreaper: bool) -> Result<Option<Self>> {
+        if detach {
+            return Ok(None);
+        }
+        let signals = Self::take()?;
+        if subreaper {
+            set_child_subreaper(Some(getpid())).context("become a subreaper")?;
+        }
+        Ok(Some(signals))
+    }
+
     /// Blocks all signals from here on. New processes of the engine start without this.
-    pub(super) fn take() -> Result<Self> {
+    fn take() -> Result<Self> {
         let all = SigSet::all();
         all.thread_block().context("block signals")?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;

@@ -1,20 +1,20 @@
 //! `$NOTIFY_SOCKET`: a service manager that waits to be told that the container is ready.
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use runtime::Container;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::console;
 
 /// What a manager gets to take a message.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -113,27 +113,16 @@ impl Notify {
     /// end.
     fn barrier(&self) -> Result<()> {
         let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
-        self.send_barrier(theirs)
+        console::send(&self.manager, "BARRIER=1", &theirs)
             .context("send a barrier to the service manager")?;
+        // From here on only the manager keeps it open.
+        drop(theirs);
         let timeout = Timespec::try_from(PATIENCE)?;
         let mut fds = [PollFd::new(&ours, PollFlags::IN)];
         let closed = retry_on_intr(|| poll(&mut fds, Some(&timeout)));
         if closed.context("wait for the service manager")? == 0 {
             tracing::warn!("the service manager has not taken the message in {PATIENCE:?}");
         }
-        Ok(())
-    }
-
-    fn send_barrier(&self, pipe: OwnedFd) -> Result<()> {
-        let fds = [pipe.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        ensure!(
-            control.push(SendAncillaryMessage::ScmRights(&fds)),
-            "no room for a descriptor"
-        );
-        let data = [IoSlice::new(b"BARRIER=1")];
-        sendmsg(&self.manager, &data, &mut control, SendFlags::NOSIGNAL)?;
         Ok(())
     }
 }

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use runtime::{Container, CreateOptions, LaunchOptions, RestoreOptions};
 
 use super::Global;
 use super::bundle::BundleDir;
 use super::checkpoint::{CriuArgs, make_directory};
+use super::create::Created;
 use super::foreground;
 use super::notify;
 use super::streams::StreamArgs;
@@ -56,19 +57,10 @@ impl Restore {
         if let Some(work) = &common.work {
             make_directory(work)?;
         }
-        let terminal = spec
-            .process()
-            .as_ref()
-            .and_then(|process| process.terminal())
-            .unwrap_or(false);
         let streams = StreamArgs::of(self.console_socket, self.pid_file);
-        let streams = streams.open(terminal, self.detach, 0, global.inherited)?;
-        let signals = (!self.detach).then(foreground::Signals::take).transpose()?;
-        if !self.detach && !self.no_subreaper {
-            let own = rustix::process::getpid();
-            rustix::process::set_child_subreaper(Some(own)).context("become a subreaper")?;
-        }
-        let (mut container, mut launched) = Container::restore(RestoreOptions {
+        let streams = streams.open(spec.process().as_ref(), self.detach, 0, global.inherited)?;
+        let signals = foreground::Signals::of_foreground(self.detach, !self.no_subreaper)?;
+        let made = Container::restore(RestoreOptions {
             create: CreateOptions {
                 id: self.id,
                 bundle,
@@ -85,15 +77,11 @@ impl Restore {
             lsm_profile: self.lsm_profile,
             lsm_mount_context: self.lsm_mount_context,
         })?;
-        let relay = match streams.hand_over(&mut launched) {
-            Ok(relay) => relay,
-            Err(error) => {
-                if let Err(left) = container.delete(true) {
-                    tracing::warn!("{left}");
-                }
-                return Err(error);
-            }
-        };
+        let Created {
+            mut container,
+            launched,
+            relay,
+        } = Created::hand_over(made, streams)?;
         let Some(signals) = signals else {
             return Ok(ExitCode::SUCCESS);
         };

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
 use super::Global;
-use super::create::{Created, NewContainer};
+use super::create::{Created, NewContainer, take_back};
 use super::foreground;
 use super::notify::Notify;
 
@@ -27,12 +27,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self, global: &Global) -> Result<ExitCode> {
-        // Before the container is made: no signal must find nobody.
-        let signals = (!self.detach).then(foreground::Signals::take).transpose()?;
-        if !self.detach && !self.no_subreaper {
-            let own = rustix::process::getpid();
-            rustix::process::set_child_subreaper(Some(own)).context("become a subreaper")?;
-        }
+        let signals = foreground::Signals::of_foreground(self.detach, !self.no_subreaper)?;
         let Created {
             mut container,
             launched,
@@ -45,9 +40,7 @@ impl Run {
         let notify = match started {
             Ok(notify) => notify,
             Err(error) => {
-                if let Err(left) = container.delete(true) {
-                    tracing::warn!("{left}");
-                }
+                take_back(&mut container);
                 return Err(error);
             }
         };

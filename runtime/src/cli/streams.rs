@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use oci_spec::runtime::Process;
 use runtime::{Io, Launched, TerminalSize};
 
 use super::console::{self, Socket};
@@ -51,15 +52,16 @@ impl StreamArgs {
         }
     }
 
-    /// Checks what is asked for and opens it. `listen_fds` of the `inherited` descriptors are sockets
-    /// of the service manager.
+    /// Checks what is asked for of a process and opens it. `listen_fds` of the `inherited`
+    /// descriptors are sockets of the service manager.
     pub(super) fn open(
         &self,
-        terminal: bool,
+        process: Option<&Process>,
         detach: bool,
         listen_fds: u32,
         inherited: u32,
     ) -> Result<Streams> {
+        let terminal = process.and_then(Process::terminal).unwrap_or(false);
         match (&self.console_socket, terminal && detach) {
             (None, true) => bail!(
                 "a detached process with a terminal needs --console-socket, or process.terminal \

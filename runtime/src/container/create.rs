@@ -1,7 +1,7 @@
 //! Making a container.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use oci_spec::runtime::{ContainerState, Spec};
@@ -16,7 +16,6 @@ use crate::plan::{NamespaceKind, Plan};
 use crate::process::{self, Io, Launched};
 use crate::rootfs::mount_at;
 use crate::state::{Saved, StateDir, born};
-use crate::sys;
 
 /// What [`Container::create`] needs.
 #[derive(Debug)]
@@ -175,12 +174,7 @@ fn make(
         dir.note_cgroup(&directories)?;
     }
     // One that is asked for by name is meant.
-    let named = saved
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.cgroups_path().as_deref())
-        .is_some_and(|path| !path.as_os_str().is_empty());
+    let named = cgroups_path(&saved.spec).is_some_and(|path| !path.as_os_str().is_empty());
     let optional = options.cgroup_optional && !named;
     let mut cgroup = match make_cgroup(&hierarchies, plan, saved, driver) {
         Err(CreateError::Cgroup(error)) if optional && error.is_denied() => {
@@ -226,6 +220,10 @@ fn make(
     made
 }
 
+fn cgroups_path(spec: &Spec) -> Option<&Path> {
+    spec.linux().as_ref()?.cgroups_path().as_deref()
+}
+
 #[cfg(not(feature = "systemd"))]
 fn make_cgroup(
     hierarchies: &Hierarchies,
@@ -248,12 +246,7 @@ fn make_cgroup(
     let Some(user) = driver.user_manager() else {
         return Ok(Cgroup::create(hierarchies, &plan.cgroup)?);
     };
-    let path = saved
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.cgroups_path().as_deref());
-    let name = ScopeName::new(path, &saved.id, user)
+    let name = ScopeName::new(cgroups_path(&saved.spec), &saved.id, user)
         .map_err(|problem| PlanError::new("linux.cgroupsPath", problem))?;
     let properties = saved
         .spec
@@ -322,15 +315,10 @@ fn launch(making: Making<'_>) -> Result<(OwnedFd, Launched), CreateError> {
             .and_then(|cgroup| killed_by_limit(cgroup, saved));
         killed.unwrap_or(error)
     })?;
-    match keep(dir, saved, &launched) {
-        Ok(first) => Ok((first, launched)),
-        Err(error) => {
-            // It is this process's child and waits to be started: nobody else ends or collects it.
-            let _ = sys::send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
-            let _ = process::reap(launched.pidfd.as_fd());
-            Err(error)
-        }
-    }
+    let first = keep(dir, saved, &launched)
+        // It is this process's child and waits to be started: nobody else ends or collects it.
+        .inspect_err(|_| process::end(launched.pidfd.as_fd()))?;
+    Ok((first, launched))
 }
 
 /// The better error when the first process did not survive its own limit of memory.

@@ -104,7 +104,9 @@ impl Container {
             match NamespaceKind::from(namespace.typ()) {
                 NamespaceKind::Pid => place.pid = true,
                 // The kernel refuses to join the user namespace that one is in.
-                NamespaceKind::User => place.user = !self.shares_users(),
+                NamespaceKind::User => {
+                    place.user = !NamespaceKind::User.is_shared_with(self.saved.pid);
+                }
                 kind => place.namespaces |= kind.flag(),
             }
         }
@@ -159,11 +161,5 @@ impl Container {
                 status: Status::Stopped,
             })
         }
-    }
-
-    /// Whether the first process is in the caller's user namespace.
-    fn shares_users(&self) -> bool {
-        let link = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
-        link("self") == link(&self.saved.pid.to_string())
     }
 }

@@ -16,13 +16,15 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use oci_spec::runtime::{ContainerState, LinuxResources, Spec, State};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cgroup::{Cgroup, CgroupError, CgroupStats, LEAVING, MemoryWatch};
 use crate::error::{DeleteError, KillError, StartError};
 use crate::hooks;
 use crate::plan::ResourcePlan;
-use crate::process::message::{Channel, Message};
+use crate::process::{
+    self,
+    message::{Channel, Message},
+};
 use crate::resctrl::Group;
 use crate::rootfs::uncover;
 use crate::starting::Starting;
@@ -207,11 +209,7 @@ impl Container {
             return Ok(cgroup.kill()?);
         }
         for pid in cgroup.pids()? {
-            let sent = Pid::from_raw(pid as i32)
-                .ok_or(rustix::io::Errno::SRCH)
-                .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
-                .map_err(std::io::Error::from)
-                .and_then(|pidfd| sys::send_signal(pidfd.as_fd(), signal));
+            let sent = process::open(pid).and_then(|pidfd| sys::send_signal(pidfd.as_fd(), signal));
             match sent {
                 // It has ended meanwhile.
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}

@@ -34,14 +34,14 @@ pub(super) fn outside(plan: &Plan, pid: u32) -> Result<Vec<(PathBuf, PathBuf)>> 
         .collect())
 }
 
-fn name(plan: &Plan, places: &[(PathBuf, &Path)], mount: &MountLine) -> Option<PathBuf> {
+fn name(plan: &Plan, places: &[(PathBuf, &Path)], mount: &MountLine<'_>) -> Option<PathBuf> {
     if mount.kind == "cgroup" {
         return Some(mount.point.clone());
     }
     if let Some((_, path)) = places.iter().find(|(place, _)| *place == mount.point) {
         return Some(path.to_path_buf());
     }
-    let masks = mount.root == Path::new("/null") && plan.masked_paths.contains(&mount.point);
+    let masks = mount.root == "/null" && plan.masked_paths.contains(&mount.point);
     masks.then(|| NULL.into())
 }
 

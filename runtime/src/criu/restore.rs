@@ -1,14 +1,13 @@
 //! Restore: a container made from what criu has saved.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use oci_spec::runtime::{
     ContainerState, LinuxIdMappingBuilder, LinuxNamespace, LinuxNamespaceType, Spec, State,
 };
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::wire::option;
 use super::{
@@ -17,11 +16,12 @@ use super::{
 use crate::cgroup::Cgroup;
 use crate::container::{Container, CreateOptions, Making, keep, limit};
 use crate::error::CreateError;
-use crate::hooks::{self, Side};
+use crate::hooks;
 use crate::mounts::mapped_mount;
 use crate::network::{self, Devices};
 use crate::plan::{NamespaceKind, Plan};
-use crate::process::{Io, Launched, reap};
+use crate::process::message::Failure;
+use crate::process::{self, Io, Launched};
 use crate::rootfs::Root;
 use crate::sys::{self, NewProcess};
 
@@ -50,7 +50,7 @@ impl Container {
             lsm_profile,
             lsm_mount_context,
         } = options;
-        program()?;
+        let program = program()?;
         let mut request = Request::new("restore", RESTORE, &common, create.spec.annotations());
         request
             .options
@@ -65,7 +65,9 @@ impl Container {
             }
         }
         let streams = saved_streams(&common)?;
-        Self::make(create, |making| bring_back(making, request, &streams))
+        Self::make(create, |making| {
+            bring_back(making, request, &program, &streams)
+        })
     }
 }
 
@@ -83,6 +85,7 @@ fn saved_streams(common: &CriuOptions) -> Result<Vec<String>> {
 fn bring_back(
     making: Making<'_>,
     mut request: Request,
+    program: &CString,
     streams: &[String],
 ) -> std::result::Result<(OwnedFd, Launched), CreateError> {
     let Making {
@@ -124,7 +127,14 @@ fn bring_back(
         }
     }
 
-    let criu = start(plan, cgroup, &io, options.keep_keyring, &namespaces)?;
+    let criu = start(
+        program,
+        plan,
+        cgroup,
+        &io,
+        options.keep_keyring,
+        &namespaces,
+    )?;
     drop(io);
     set_cgroup_roots(&mut request, criu.pid)?;
     let state = saved.state(ContainerState::Creating);
@@ -140,30 +150,27 @@ fn bring_back(
     });
     cgroup.inhabited();
     let pid = restored?;
-    let pidfd = Pid::from_raw(pid as i32)
-        .ok_or(rustix::io::Errno::SRCH)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
-        .map_err(|error| system("open the restored process")(error.into()))?;
+    let pidfd = process::open(pid).map_err(system("open the restored process"))?;
     let launched = Launched {
         pid,
         pidfd,
         terminal,
     };
     note_time_namespace(&mut saved.spec, pid);
-    let kept = share(plan, pid).and_then(|()| keep(dir, saved, &launched));
-    if kept.is_err() {
+    let first = share(plan, pid)
+        .and_then(|()| keep(dir, saved, &launched))
         // It is this process's child: nobody else ends or collects it.
-        let _ = sys::send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
-        let _ = reap(launched.pidfd.as_fd());
-    } else if let Some(devices) = devices {
+        .inspect_err(|_| process::end(launched.pidfd.as_fd()))?;
+    if let Some(devices) = devices {
         devices.keep();
     }
-    Ok((kept?, launched))
+    Ok((first, launched))
 }
 
 /// Starts criu in the container's cgroup, where what it restores begins, and in a mount namespace of
 /// its own: there the container's root is a mount point, as criu wants it, and nowhere else.
 fn start(
+    program: &CString,
     plan: &Plan,
     cgroup: &Cgroup,
     io: &Io,
@@ -176,15 +183,17 @@ fn start(
         ..NewProcess::default()
     };
     let kept: Vec<BorrowedFd<'_>> = namespaces.iter().map(OwnedFd::as_fd).collect();
-    let criu = Criu::start(&program()?, how, &kept, || {
-        connect(io)?;
+    let text = |failure: Failure| io::Error::other(format!("{}: {}", failure.stage, failure.text));
+    let criu = Criu::start(program, how, &kept, || {
+        match io {
+            Io::Files { .. } => process::connect(io).map_err(text)?,
+            Io::Terminal { .. } => connect_to_nothing()?,
+        }
         if !keep_keyring {
             // What is restored would have the caller's.
             sys::new_session_keyring()?;
         }
-        Root::prepare(plan)
-            .map(drop)
-            .map_err(|failure| io::Error::other(format!("{}: {}", failure.stage, failure.text)))
+        Root::prepare(plan).map(drop).map_err(text)
     })?;
     if cgroup.birthplace().is_none() {
         cgroup.add(criu.pid)?;
@@ -213,23 +222,12 @@ fn readable_images(request: &Request, plan: &Plan, spec: &Spec) -> Result<Option
         .map_err(system("show the images to the container's user namespace"))
 }
 
-fn connect(io: &Io) -> io::Result<()> {
-    let null;
-    let [stdin, stdout, stderr] = match io {
-        Io::Files {
-            stdin,
-            stdout,
-            stderr,
-        } => [stdin, stdout, stderr],
-        Io::Terminal { .. } => {
-            let flags = OFlags::RDWR | OFlags::CLOEXEC;
-            null = openat(CWD, "/dev/null", flags, Mode::empty())?;
-            [&null; 3]
-        }
-    };
-    rustix::stdio::dup2_stdin(stdin)?;
-    rustix::stdio::dup2_stdout(stdout)?;
-    rustix::stdio::dup2_stderr(stderr)?;
+fn connect_to_nothing() -> io::Result<()> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let null = openat(CWD, "/dev/null", flags, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
     Ok(())
 }
 
@@ -294,7 +292,7 @@ fn set_up(plan: &Plan, state: &State, pid: u32) -> Result<Option<Devices>> {
         source: io::Error::other(problem),
     };
     if plan.namespaces.makes(NamespaceKind::Network) {
-        raise_loopback(pid).map_err(system("switch the loopback on"))?;
+        network::raise_loopback_of(pid).map_err(system("switch the loopback on"))?;
     }
     let mut devices = None;
     if !plan.net_devices.is_empty() {
@@ -303,31 +301,8 @@ fn set_up(plan: &Plan, state: &State, pid: u32) -> Result<Option<Devices>> {
     }
     let mut state = state.clone();
     state.set_pid(Some(pid as i32));
-    hooks::run("prestart", plan.hooks.prestart(), &state, Side::Host)?;
-    hooks::run(
-        "createRuntime",
-        plan.hooks.create_runtime(),
-        &state,
-        Side::Host,
-    )?;
+    hooks::run_before_entry(&plan.hooks, &state)?;
     Ok(devices)
-}
-
-fn raise_loopback(pid: u32) -> io::Result<()> {
-    let namespace = std::fs::File::open(format!("/proc/{pid}/ns/net"))?;
-    let (_, helper) = sys::spawn(NewProcess::default(), || {
-        let raised = sys::set_namespace(namespace.as_fd(), libc::CLONE_NEWNET as u64)
-            .and_then(|()| network::raise_loopback());
-        raised
-            .err()
-            .map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO))
-    })?;
-    let ended = reap(helper.as_fd())?;
-    match ended.and_then(|status| status.exit_status()) {
-        Some(0) => Ok(()),
-        Some(code) => Err(io::Error::from_raw_os_error(code)),
-        None => Err(io::Error::other("the helper was killed")),
-    }
 }
 
 fn share(plan: &Plan, pid: u32) -> std::result::Result<(), CreateError> {
@@ -344,9 +319,8 @@ fn share(plan: &Plan, pid: u32) -> std::result::Result<(), CreateError> {
 /// criu keeps the clocks going where they were, in a time namespace that the spec may not have: who
 /// is added to the container has to find it.
 fn note_time_namespace(spec: &mut Spec, pid: u32) {
-    let link = |pid: &str| std::fs::read_link(Path::new("/proc").join(pid).join("ns/time")).ok();
     let time = LinuxNamespaceType::Time;
-    if link("self") == link(&pid.to_string()) {
+    if NamespaceKind::Time.is_shared_with(pid) {
         return;
     }
     if let Some(linux) = spec.linux_mut() {

@@ -49,6 +49,19 @@ impl NamespaceKind {
 }
 
 impl NamespaceKind {
+    /// Whether the process `pid` is in the caller's own namespace of this kind.
+    pub(crate) fn is_shared_with(self, pid: u32) -> bool {
+        let directory = Path::new("/proc").join(pid.to_string()).join("ns");
+        let theirs = self.own_path().file_name().map(|name| directory.join(name));
+        theirs.and_then(|path| self.is_own(&path)) == Some(true)
+    }
+
+    /// Whether the namespace at `path` is the caller's own, when both can be seen.
+    fn is_own(self, path: &Path) -> Option<bool> {
+        let (own, other) = (stat(self.own_path()).ok()?, stat(path).ok()?);
+        Some((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
+    }
+
     /// The file of the caller's own namespace of this kind.
     fn own_path(self) -> &'static Path {
         Path::new(match self {
@@ -171,11 +184,7 @@ impl NamespacePlan {
     /// Whether a namespace of this kind is joined and is the caller's own, which is as good as none.
     pub(super) fn is_of_the_caller(&self, kind: NamespaceKind) -> bool {
         let joined = self.join.iter().find(|(other, _)| *other == kind);
-        let same = |path: &Path| {
-            let (own, other) = (stat(kind.own_path()).ok()?, stat(path).ok()?);
-            Some((own.st_dev, own.st_ino) == (other.st_dev, other.st_ino))
-        };
-        joined.is_some_and(|(_, path)| same(path) != Some(false))
+        joined.is_some_and(|(_, path)| kind.is_own(path) != Some(false))
     }
 
     /// Whether the container has a user namespace other than the host's.

@@ -30,7 +30,7 @@ pub(super) struct Prepared {
 }
 
 /// Connects the standard streams; a terminal is connected when there is one.
-pub(super) fn connect(io: &Io) -> Step<()> {
+pub(crate) fn connect(io: &Io) -> Step<()> {
     let Io::Files {
         stdin,
         stdout,

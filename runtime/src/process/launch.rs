@@ -4,17 +4,15 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use oci_spec::runtime::State;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitIdStatus, pidfd_open, pidfd_send_signal, prlimit,
-};
+use rustix::process::{Pid, WaitIdStatus, prlimit};
 
 use super::finish::{limit_stage, set_priorities};
 use super::message::{Channel, Failure, Message, Stage, Step};
-use super::{Io, Launched, init, join, reap};
+use super::{Io, Launched, end, init, join, open, reap};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::container::{ExecOptions, LaunchOptions};
 use crate::error::{CreateError, ExecError};
-use crate::hooks::{self, Side};
+use crate::hooks;
 use crate::mounts::{Shown, Sources};
 use crate::namespaces::{
     ChildrenIn, Joined, birth_flags, is_root_of_the_host, is_rootless, open_proc, write_mappings,
@@ -88,9 +86,7 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if let Some(pidfd) = &self.pidfd {
-            // It may have ended by itself; it is collected either way.
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
-            let _ = reap(pidfd.as_fd());
+            end(pidfd.as_fd());
         }
     }
 }
@@ -306,10 +302,7 @@ fn real_process<E: From<Failure>>(
         None => return Err(died(helper.end())),
     };
     // It is a child of this process and not collected, so its id cannot be another's.
-    let pidfd = Pid::from_raw(pid as i32)
-        .ok_or(rustix::io::Errno::SRCH)
-        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()))
-        .map_err(|error| system("open the new process", error.into()))?;
+    let pidfd = open(pid).map_err(|error| system("open the new process", error))?;
     let child = Child::new((pid, pidfd));
     helper.end();
     Ok(child)
@@ -335,13 +328,7 @@ fn follow(
                 if !plan.net_devices.is_empty() {
                     *devices = Some(Devices::take(&plan.net_devices, child.pid)?);
                 }
-                hooks::run("prestart", plan.hooks.prestart(), state, Side::Host)?;
-                hooks::run(
-                    "createRuntime",
-                    plan.hooks.create_runtime(),
-                    state,
-                    Side::Host,
-                )?;
+                hooks::run_before_entry(&plan.hooks, state)?;
                 channel.send(&Message::HooksDone, None).map_err(system)?;
             }
             Some((Message::Terminal, fd)) => terminal = fd,

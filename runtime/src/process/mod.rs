@@ -9,13 +9,19 @@ mod join;
 mod launch;
 pub(crate) mod message;
 
+#[cfg(feature = "criu")]
+pub(crate) use finish::connect;
 pub use launch::Launching;
 pub(crate) use launch::{Place, create, exec};
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
+    waitid,
+};
 
 use crate::sys;
 
@@ -66,6 +72,18 @@ impl Launched {
     pub fn signal(&self, signal: i32) -> io::Result<()> {
         sys::send_signal(self.pidfd.as_fd(), signal)
     }
+}
+
+/// A descriptor of the process that has this id now.
+pub(crate) fn open(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    Ok(pidfd_open(pid.ok_or(Errno::SRCH)?, PidfdFlags::empty())?)
+}
+
+/// Kills a child and collects it. It may have ended by itself; it is collected either way.
+pub(crate) fn end(pidfd: BorrowedFd<'_>) {
+    let _ = pidfd_send_signal(pidfd, Signal::KILL);
+    let _ = reap(pidfd);
 }
 
 /// Waits for the end of a child and collects it.

@@ -20,7 +20,10 @@ pub(crate) fn set_dumpable(dumpable: bool) -> io::Result<()> {
 /// counts less. Costs some microseconds.
 pub fn trim_heap() {
     // SAFETY: glibc's allocator does this under its own locks; nothing that is in use is touched.
-    unsafe { libc::malloc_trim(0) };
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// Whether they may now.

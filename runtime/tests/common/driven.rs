@@ -1,7 +1,12 @@
 //! Containers driven by the command line.
 
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Output, Stdio};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::Value;
 
 use super::Bundle;
@@ -73,4 +78,19 @@ impl Drop for Driven {
         // Whatever state a failed test leaves it in.
         let _ = self.command(&["delete", "--force", "ID"]).output();
     }
+}
+
+/// The master of a terminal that is sent to a console socket.
+pub fn master(listener: &UnixListener) -> std::fs::File {
+    let (stream, _) = listener.accept().unwrap();
+    let mut name = [0; 64];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut data = [IoSliceMut::new(&mut name)];
+    recvmsg(&stream, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let mut fds = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds.collect::<Vec<OwnedFd>>()),
+        _ => None,
+    });
+    std::fs::File::from(fds.next().unwrap().remove(0))
 }

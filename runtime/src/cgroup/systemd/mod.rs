@@ -17,12 +17,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use rustix::event::pause;
-use rustix::process::{Signal, pidfd_send_signal, set_parent_process_death_signal};
+use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
 use super::write::Known;
 use super::{CgroupDriver, CgroupError, Version};
-use crate::process::reap;
+use crate::process::end;
 use crate::sys::{self, NewProcess};
 use bus::Bus;
 
@@ -232,8 +232,6 @@ impl Placeholder {
 
 impl Drop for Placeholder {
     fn drop(&mut self) {
-        // It cannot have ended by itself; it is collected either way.
-        let _ = pidfd_send_signal(&self.process, Signal::KILL);
-        let _ = reap(self.process.as_fd());
+        end(self.process.as_fd());
     }
 }

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::LinuxResources;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::{CgroupError, Directory, Setting};
+use crate::process;
 
 /// All settings for the resources of a spec.
 pub(super) fn settings(resources: &LinuxResources) -> Result<Vec<Setting>, CgroupError> {
@@ -73,9 +73,8 @@ pub(super) fn wait_empty(directory: &Directory, patience: Duration) -> Result<bo
         }
         let processes: Vec<OwnedFd> = pids
             .into_iter()
-            .filter_map(|pid| Pid::from_raw(pid as i32))
             // One that cannot be opened has ended since.
-            .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+            .filter_map(|pid| process::open(pid).ok())
             .collect();
         for process in &processes {
             let timeout = Timespec {
