@@ -226,13 +226,15 @@ fn memory_is_taken_from_the_nodes_of_the_policy() {
 
 #[test]
 fn the_affinity_is_for_processes_that_join() {
-    let mut bundle = Bundle::new("grep allowed_list /proc/self/status; exec sleep 1000");
+    let mut bundle =
+        Bundle::new("grep allowed_list /proc/self/status; touch /told; exec sleep 1000");
     bundle.spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
     bundle.spec["process"]["execCPUAffinity"] = json!({"initial": "1", "final": "0"});
     let added = |affinity: Value| {
         json!({"exec": {"process": {"user": {"uid": 0, "gid": 0}, "cwd": "/",
             "args": ["sh", "-c",
-                "cut -d' ' -f19 /proc/self/stat; grep Cpus_allowed_list /proc/self/status"],
+                "until [ -e /told ]; do sleep 0.1; done; cut -d' ' -f19 /proc/self/stat; \
+                    grep Cpus_allowed_list /proc/self/status"],
             "execCPUAffinity": affinity}}})
     };
     let outcomes = bundle.take(json!(["create", "start", added(json!(null)),

@@ -37,11 +37,12 @@ fn it_belongs_to_the_user() {
 
 #[test]
 fn it_has_the_size_of_the_spec() {
-    let mut bundle = Bundle::new("stty size; exec sleep 1000");
+    let mut bundle = Bundle::new("stty size; touch /told; exec sleep 1000");
     bundle.terminal = Some("");
     bundle.spec["process"]["consoleSize"] = json!({"height": 43, "width": 132});
+    let after = "until [ -e /told ]; do sleep 0.1; done; stty size";
     let added = json!({"exec": {"terminal": "", "process": {"user": {"uid": 0, "gid": 0},
-        "cwd": "/", "args": ["stty", "size"], "consoleSize": {"height": 7, "width": 9}}}});
+        "cwd": "/", "args": ["sh", "-c", after], "consoleSize": {"height": 7, "width": 9}}}});
     let outcomes = bundle.take(json!(["create", "start", added, {"kill": 9}, "wait",
         {"delete": {"force": true}}]));
     assert_eq!(outcomes[2]["output"], "7 9\r\n");
