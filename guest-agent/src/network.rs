@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use protocol::guest::{Dns, Interface, Route};
+use protocol::ids::FIRST_MAC;
 use thiserror::Error;
 
 use crate::netlink::{CREATE, EXCLUSIVE, Netlink, Request};
@@ -20,6 +21,7 @@ const LOOPBACK: u32 = 1;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
+const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFF_UP: u32 = 1;
@@ -199,9 +201,8 @@ struct Device {
 }
 
 /// Finds the device with this MAC in `class`, a directory like /sys/class/net.
-fn find_device(class: &Path, mac: &[u8]) -> Result<Device, NetworkError> {
-    let wanted: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
-    let wanted = wanted.join(":");
+fn find_device(class: &Path, mac: &[u8]) -> Result<Option<Device>, NetworkError> {
+    let wanted = text_of(mac);
     let list = || system(format!("list {}", class.display()));
     for entry in fs::read_dir(class).map_err(list())? {
         let entry = entry.map_err(list())?;
@@ -213,10 +214,20 @@ fn find_device(class: &Path, mac: &[u8]) -> Result<Device, NetworkError> {
             entry.file_name().into_string(),
             read("ifindex").trim().parse(),
         ) {
-            return Ok(Device { name, index });
+            return Ok(Some(Device { name, index }));
         }
     }
-    Err(NetworkError::NoDevice(wanted))
+    Ok(None)
+}
+
+/// A MAC as the kernel writes it.
+fn text_of(mac: &[u8]) -> String {
+    let bytes: Vec<String> = mac.iter().map(|byte| format!("{byte:02x}")).collect();
+    bytes.join(":")
+}
+
+fn no_device(mac: &[u8]) -> NetworkError {
+    NetworkError::NoDevice(text_of(mac))
 }
 
 /// Done, or done before.
@@ -241,7 +252,7 @@ pub struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    /// Finds the interfaces' devices by their MAC, gives them their names and sizes.
+    /// Finds the interfaces' devices by their MAC, gives them their names, MACs and sizes.
     pub fn prepare(interfaces: &'a [Interface]) -> Result<Self, NetworkError> {
         let mut netlink = Netlink::open().map_err(system("open a netlink socket"))?;
         netlink
@@ -259,8 +270,17 @@ impl<'a> Network<'a> {
                     "{name:?} is no name of an interface"
                 )));
             }
-            let device = find_device(Path::new(CLASS_NET), &interface.mac)?;
+            let class = Path::new(CLASS_NET);
+            let device = find_device(class, &interface.mac)?;
+            let first = || find_device(class, &FIRST_MAC);
+            let (device, fresh) = match device {
+                Some(device) => (device, false),
+                None => (first()?.ok_or_else(|| no_device(&interface.mac))?, true),
+            };
             let mut request = link_request(device.index, false);
+            if fresh {
+                request.attribute(IFLA_ADDRESS, &interface.mac);
+            }
             if device.name != *name {
                 request.attribute(IFLA_IFNAME, format!("{name}\0").as_bytes());
             }
@@ -423,10 +443,11 @@ mod tests {
             fs::write(device.join("ifindex"), format!("{index}\n")).unwrap();
         }
         let found = find_device(class.path(), &[0x0a, 0x58, 0x0a, 0x58, 0, 5]).unwrap();
+        let found = found.unwrap();
         assert_eq!((found.name.as_str(), found.index), ("eth3", 7));
-        let missing = find_device(class.path(), &[1; 6]).unwrap_err();
+        assert_eq!(find_device(class.path(), &[1; 6]).unwrap(), None);
         assert_eq!(
-            missing.to_string(),
+            no_device(&[1; 6]).to_string(),
             "no network device has the MAC 01:01:01:01:01:01"
         );
     }

@@ -5,6 +5,7 @@ mod common;
 use common::{isolated, run};
 use guest_agent::network::{Network, NetworkError, set_sysctl};
 use protocol::guest::{Interface, Route};
+use protocol::ids::FIRST_MAC;
 
 const MAC: [u8; 6] = [0x0a, 0x58, 0x0a, 0x58, 0, 5];
 
@@ -107,6 +108,26 @@ fn an_interface_gets_what_the_pod_s_had() {
             .unwrap()
             .bring_up(&routes)
             .unwrap();
+    });
+}
+
+#[test]
+fn a_new_device_gets_the_pod_s_mac() {
+    isolated("a_new_device_gets_the_pod_s_mac", || {
+        add_device();
+        let first: Vec<String> = FIRST_MAC.iter().map(|byte| format!("{byte:02x}")).collect();
+        run("ip", &["link", "set", "veth7", "address", &first.join(":")]);
+        let interfaces = [interface()];
+        // The second time it has it already.
+        for _ in 0..2 {
+            let network = Network::prepare(&interfaces).unwrap();
+            network.bring_up(&[]).unwrap();
+            let link = run("ip", &["-o", "link", "show", "dev", "eth0"]);
+            assert!(
+                link.contains("0a:58:0a:58:00:05") && link.contains("mtu 1450"),
+                "{link}"
+            );
+        }
     });
 }
 

@@ -16,6 +16,9 @@ pub const MAX_GIVEN_BACK: usize = 64 << 10;
 /// Bind-mount source of the pod's shared /dev/shm in the guest.
 pub const SHM_PATH: &str = "/run/joey/shm";
 
+/// MAC of a guest's NIC until the agent gives it the pod's.
+pub const FIRST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
+
 /// Longest id of a sandbox, container or exec, in bytes (containerd's own limit).
 pub const MAX_ID: usize = 76;
 

@@ -5,10 +5,13 @@
 //! boot VMM KERNEL INITRAMFS [--vcpus N] [--memory MIB] [--console] [--scratch FILE]
 //!      [--map OFFSET=FILE]... [--disk FILE]... [--disk-ro FILE]... [--fs SOCKET]
 //!      [--wait] [--online CPU]... [--connect PORT] [--stats] [--repeat N]
+//!      [--save DIRECTORY] [--restore DIRECTORY]
 //! ```
 //! With `--connect` standard input goes to that vsock port once the guest is ready,
 //! and what comes back to standard output. Disks and the file system daemon are attached
-//! once the guest is ready; `--wait` goes on until it ends. Run it as root.
+//! once the guest is ready; `--wait` goes on until it ends. With `--save` the guest is
+//! written to `memory` and `state` in a directory at the end, with `--restore` it goes on
+//! from there. Run it as root.
 
 use std::error::Error;
 use std::fs::{File, OpenOptions};
@@ -19,7 +22,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use vmm::{BootFiles, Event, VmSpec, Vmm};
+use vmm::{BootFiles, Event, RestoreFiles, RunFiles, VmSpec, Vmm};
 
 type Failure = Box<dyn Error>;
 
@@ -40,6 +43,8 @@ struct Options {
     wait: bool,
     stats: bool,
     repeat: usize,
+    save: Option<PathBuf>,
+    restore: Option<PathBuf>,
 }
 
 impl Options {
@@ -62,6 +67,8 @@ impl Options {
             wait: false,
             stats: false,
             repeat: 1,
+            save: None,
+            restore: None,
         };
         while let Ok(word) = next("") {
             match word.as_str() {
@@ -82,6 +89,8 @@ impl Options {
                 "--wait" => options.wait = true,
                 "--stats" => options.stats = true,
                 "--repeat" => options.repeat = next("N")?.parse()?,
+                "--save" => options.save = Some(next("DIRECTORY")?.into()),
+                "--restore" => options.restore = Some(next("DIRECTORY")?.into()),
                 other => return Err(format!("unknown option {other}").into()),
             }
         }
@@ -113,10 +122,9 @@ fn run(options: &Options) -> Result<(), Failure> {
         None
     };
     let spec = VmSpec {
-        id: "boot".into(),
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
-        net: None,
+        offloads: vmm::offloads(),
         uid: 65534,
         gid: 65534,
         console: options.console,
@@ -127,17 +135,39 @@ fn run(options: &Options) -> Result<(), Failure> {
     let log = OpenOptions::new().write(true).open("/dev/stderr")?;
     let mut vmm = Vmm::spawn(&options.vmm, None, Some(log))?;
     let spawned = millis();
-    vmm.boot(
-        &spec,
-        BootFiles {
-            kvm: kvm.as_fd(),
-            kernel: kernel.as_fd(),
-            initramfs: initramfs.as_fd(),
+    match &options.restore {
+        Some(directory) => {
+            let memory = File::open(directory.join("memory"))?;
+            let state = File::open(directory.join("state"))?;
+            vmm.restore(
+                &spec,
+                RestoreFiles {
+                    kvm: kvm.as_fd(),
+                    kernel: kernel.as_fd(),
+                    memory: memory.as_fd(),
+                    state: state.as_fd(),
+                },
+            )?;
+        }
+        None => vmm.boot(
+            &spec,
+            BootFiles {
+                kvm: kvm.as_fd(),
+                kernel: kernel.as_fd(),
+                initramfs: initramfs.as_fd(),
+                serial: serial.as_ref().map(AsFd::as_fd),
+            },
+        )?,
+    }
+    let made = millis();
+    vmm.run(
+        RunFiles {
             scratch: scratch.as_fd(),
             vsock_listener: listener.as_fd(),
             tap: None,
-            serial: serial.as_ref().map(AsFd::as_fd),
         },
+        scratch.metadata()?.len(),
+        spec.offloads,
     )?;
     let booted = millis();
     for (offset, path) in &options.maps {
@@ -155,12 +185,9 @@ fn run(options: &Options) -> Result<(), Failure> {
             None => Ok(None),
         }
     };
-    match event()? {
-        Some(Event::Ready) => eprintln!(
-            "spawned {spawned:.3} ms, booted {booted:.3} ms, ready {:.3} ms",
-            millis()
-        ),
-        other => eprintln!("{other:?} after {:.3} ms", millis()),
+    eprintln!("spawned {spawned:.3} ms, made {made:.3} ms, runs {booted:.3} ms");
+    if options.restore.is_none() {
+        eprintln!("{:?} after {:.3} ms", event()?, millis());
     }
     for (path, read_only) in &options.disks {
         let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
@@ -174,6 +201,16 @@ fn run(options: &Options) -> Result<(), Failure> {
     }
     if let Some(port) = options.connect {
         talk(&socket, port)?;
+        eprintln!("talked until {:.3} ms", millis());
+    }
+    if let Some(directory) = &options.save {
+        std::fs::create_dir_all(directory)?;
+        let memory = File::create(directory.join("memory"))?;
+        memory.set_len(u64::from(options.memory_mib) << 20)?;
+        let state = File::create(directory.join("state"))?;
+        vmm.pause()?;
+        vmm.save(memory.as_fd(), state.as_fd())?;
+        vmm.resume()?;
     }
     if options.wait {
         while let Some(other) = event()? {

@@ -10,9 +10,25 @@ use crate::spec::VmSpec;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Build the VM from this spec, lock the process up and run CPU 0.
-    /// Carries the descriptors of [`crate::BootFiles`], in its order.
+    /// Build a VM of this shape and lock the process up; the VM stands at its kernel's
+    /// first instruction. Carries the descriptors of [`crate::BootFiles`], in its order.
     Boot(Box<VmSpec>),
+    /// The same, where the VM stands where a snapshot of one of this shape was made.
+    /// Carries the descriptors of [`crate::RestoreFiles`], in its order.
+    Restore(Box<VmSpec>),
+    /// Let a VM run that has not run yet. Carries the descriptors of [`crate::RunFiles`],
+    /// in its order.
+    Run {
+        /// Bytes of scratch, in whole sectors of 512.
+        scratch: u64,
+    },
+    /// Stop all vCPUs. The devices go on.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Write a VM that is paused to two files: its memory, whose file has the right length
+    /// and is empty otherwise, and the rest, to an empty file. Carries both, in this order.
+    Save,
     /// Make one image file readable in the image window at `offset`.
     /// Carries the file's descriptor. Offset and length: multiples of 4096.
     MapImage {

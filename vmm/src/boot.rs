@@ -355,10 +355,9 @@ mod tests {
     #[test]
     fn command_line_fits_with_room_to_spare() {
         let spec = VmSpec {
-            id: "a".into(),
             vcpus: 32,
             memory_mib: 128,
-            net: None,
+            offloads: crate::Offloads::Tcp,
             uid: 1,
             gid: 1,
             console: true,

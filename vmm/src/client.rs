@@ -15,8 +15,9 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 use crate::action::{Action, Reply};
 use crate::channel::{Channel, ChannelError};
-use crate::devices::virtio::fs;
-use crate::files::BootFiles;
+use crate::devices::virtio::net::Offloads;
+use crate::devices::virtio::{fs, net};
+use crate::files::{BootFiles, RestoreFiles, RunFiles};
 use crate::metrics::Stats;
 use crate::spec::VmSpec;
 use crate::sys::{self, Child, Program};
@@ -121,13 +122,65 @@ impl Vmm {
         self.control.set_timeout(timeout)
     }
 
-    /// Builds the VM, locks the process up and starts CPU 0.
+    /// Builds a VM of this shape and locks the process up. [`Self::run`] boots it.
     pub fn boot(
         &mut self,
         spec: &VmSpec,
         files: BootFiles<BorrowedFd<'_>>,
     ) -> Result<(), ClientError> {
         self.done(&Action::Boot(Box::new(spec.clone())), &files.into_list())
+    }
+
+    /// The same with a VM that goes on from a snapshot of one of this shape, when it is
+    /// [`Self::run`].
+    pub fn restore(
+        &mut self,
+        spec: &VmSpec,
+        files: RestoreFiles<BorrowedFd<'_>>,
+    ) -> Result<(), ClientError> {
+        self.done(&Action::Restore(Box::new(spec.clone())), &files.into_list())
+    }
+
+    /// Lets a VM run for the first time. `scratch` is open for reading and writing and has
+    /// `size` bytes, whole sectors of 512, the same as in the snapshot; the listener is a
+    /// Unix stream socket. The guest has no network without a TAP, which is set up here for
+    /// these offloads: those of the VM's spec.
+    pub fn run(
+        &mut self,
+        files: RunFiles<BorrowedFd<'_>>,
+        size: u64,
+        offloads: Offloads,
+    ) -> Result<(), ClientError> {
+        let refused =
+            |what: &str, error: io::Error| ClientError::Refused(format!("{what}: {error}"));
+        sys::set_nonblocking(files.vsock_listener)
+            .map_err(|error| refused("the vsock listener", error))?;
+        if let Some(tap) = files.tap {
+            net::set_up_tap(tap, offloads)
+                .map_err(|error| refused("cannot set up the TAP", error))?;
+        }
+        self.done(&Action::Run { scratch: size }, &files.into_list())
+    }
+
+    /// Stops the guest. Connections stay, and what comes for it waits.
+    pub fn pause(&mut self) -> Result<(), ClientError> {
+        self.done(&Action::Pause, &[])
+    }
+
+    /// Lets it go on.
+    pub fn resume(&mut self) -> Result<(), ClientError> {
+        self.done(&Action::Resume, &[])
+    }
+
+    /// Writes a paused VM to two files: its memory, to a file that has that length and is
+    /// empty otherwise, and everything else, to an empty file. Refused while volumes are
+    /// attached.
+    pub fn save(
+        &mut self,
+        memory: BorrowedFd<'_>,
+        state: BorrowedFd<'_>,
+    ) -> Result<(), ClientError> {
+        self.done(&Action::Save, &[memory, state])
     }
 
     /// Makes the first `length` bytes of `file` readable at `offset` of the image
@@ -343,11 +396,45 @@ impl Vmm {
     }
 }
 
+/// What a TAP of this host can offload: what the NICs of its VMs are given.
+pub fn offloads() -> Offloads {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    offloads_of(&release)
+}
+
+fn offloads_of(release: &str) -> Offloads {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next()?.parse::<u32>().ok();
+    match number().zip(number()) {
+        Some(version) if version >= (6, 2) => Offloads::TcpAndUdp,
+        _ => Offloads::Tcp,
+    }
+}
+
 impl Drop for Vmm {
     fn drop(&mut self) {
         // Nothing more can be done about a process that cannot be killed.
         if self.kill().is_ok() {
             let _ = self.wait();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn udp_segmentation_came_with_linux_6_2() {
+        for (release, offloads) in [
+            ("6.2.0-1-amd64", Offloads::TcpAndUdp),
+            ("6.18.5", Offloads::TcpAndUdp),
+            ("7.0", Offloads::TcpAndUdp),
+            ("6.1.0-40-amd64", Offloads::Tcp),
+            ("5.15", Offloads::Tcp),
+            ("", Offloads::Tcp),
+        ] {
+            assert_eq!(offloads_of(release), offloads, "{release}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The descriptors that travel with [`crate::Action::Boot`].
+//! The descriptors that travel with actions.
 
-/// Everything the VMM needs from the file system, opened by its owner: the VMM
-/// itself opens nothing. `F` is a borrowed descriptor when sent, an owned one
-/// when received.
+/// What a VM is booted from, sent with [`crate::Action::Boot`]. It is opened by the VMM's
+/// owner: the VMM itself opens nothing. `F` is a borrowed descriptor when sent, an owned
+/// one when received.
 #[derive(Debug)]
 pub struct BootFiles<F> {
     /// /dev/kvm, open for reading and writing.
@@ -11,40 +11,48 @@ pub struct BootFiles<F> {
     pub kernel: F,
     /// The initramfs: an uncompressed cpio archive with `/init`, open for reading.
     pub initramfs: F,
-    /// Backing of vdb, open for reading and writing; its length is the disk's capacity.
-    pub scratch: F,
-    /// A listening Unix stream socket: the host side of the guest's vsock.
-    pub vsock_listener: F,
-    /// The NIC's TAP with IFF_VNET_HDR; given exactly when `VmSpec::net` is.
-    pub tap: Option<F>,
     /// Where console output goes; given exactly when `VmSpec::console` is set.
     pub serial: Option<F>,
 }
 
-/// Number of descriptors that are always there.
-const FIXED: usize = 5;
+/// What a VM is restored from, sent with [`crate::Action::Restore`].
+#[derive(Debug)]
+pub struct RestoreFiles<F> {
+    /// As in [`BootFiles`].
+    pub kvm: F,
+    /// The kernel that runs in the snapshot.
+    pub kernel: F,
+    /// Guest memory, open for reading; nobody may make it shorter.
+    pub memory: F,
+    /// Everything else, open for reading.
+    pub state: F,
+}
 
-/// Most descriptors that a boot carries.
-pub const MAX_FILES: usize = FIXED + 2;
+/// What a VM runs on, sent with [`crate::Action::Run`].
+#[derive(Debug)]
+pub struct RunFiles<F> {
+    /// Backing of vdb, open for reading and writing.
+    pub scratch: F,
+    /// A listening Unix stream socket: the host side of the guest's vsock.
+    pub vsock_listener: F,
+    /// The NIC's TAP with IFF_VNET_HDR, if the sandbox has a network of its own.
+    pub tap: Option<F>,
+}
+
+/// Most descriptors that an action carries.
+pub const MAX_FILES: usize = 8;
 
 impl<F> BootFiles<F> {
     /// The descriptors in the order in which they are sent.
     pub fn into_list(self) -> Vec<F> {
-        let mut list = vec![
-            self.kvm,
-            self.kernel,
-            self.initramfs,
-            self.scratch,
-            self.vsock_listener,
-        ];
-        list.extend(self.tap);
+        let mut list = vec![self.kvm, self.kernel, self.initramfs];
         list.extend(self.serial);
         list
     }
 
     /// The reverse of [`Self::into_list`]; `None` when the number is wrong.
-    pub fn from_list(list: Vec<F>, tap: bool, serial: bool) -> Option<Self> {
-        if list.len() != FIXED + usize::from(tap) + usize::from(serial) {
+    pub fn from_list(list: Vec<F>, serial: bool) -> Option<Self> {
+        if list.len() != 3 + usize::from(serial) {
             return None;
         }
         let mut files = list.into_iter();
@@ -52,10 +60,47 @@ impl<F> BootFiles<F> {
             kvm: files.next()?,
             kernel: files.next()?,
             initramfs: files.next()?,
+            serial: files.next(),
+        })
+    }
+}
+
+impl<F> RestoreFiles<F> {
+    /// The descriptors in the order in which they are sent.
+    pub fn into_list(self) -> Vec<F> {
+        vec![self.kvm, self.kernel, self.memory, self.state]
+    }
+
+    /// The reverse of [`Self::into_list`]; `None` when the number is wrong.
+    pub fn from_list(list: Vec<F>) -> Option<Self> {
+        let [kvm, kernel, memory, state] = <[F; 4]>::try_from(list).ok()?;
+        Some(Self {
+            kvm,
+            kernel,
+            memory,
+            state,
+        })
+    }
+}
+
+impl<F> RunFiles<F> {
+    /// The descriptors in the order in which they are sent.
+    pub fn into_list(self) -> Vec<F> {
+        let mut list = vec![self.scratch, self.vsock_listener];
+        list.extend(self.tap);
+        list
+    }
+
+    /// The reverse of [`Self::into_list`]; `None` when the number is wrong.
+    pub fn from_list(list: Vec<F>) -> Option<Self> {
+        if !(2..=3).contains(&list.len()) {
+            return None;
+        }
+        let mut files = list.into_iter();
+        Some(Self {
             scratch: files.next()?,
             vsock_listener: files.next()?,
-            tap: if tap { files.next() } else { None },
-            serial: files.next(),
+            tap: files.next(),
         })
     }
 }
@@ -65,27 +110,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn survives_the_journey_with_and_without_the_optional_files() {
-        for (tap, serial) in [(false, false), (true, false), (false, true), (true, true)] {
+    fn files_survive_the_journey_with_and_without_the_optional_ones() {
+        for serial in [false, true] {
             let files = BootFiles {
                 kvm: 1,
                 kernel: 2,
                 initramfs: 3,
-                scratch: 4,
-                vsock_listener: 5,
-                tap: tap.then_some(6),
                 serial: serial.then_some(7),
             };
-            let back = BootFiles::from_list(files.into_list(), tap, serial).unwrap();
-            assert_eq!((back.kvm, back.vsock_listener), (1, 5));
-            assert_eq!(back.tap, tap.then_some(6));
+            let back = BootFiles::from_list(files.into_list(), serial).unwrap();
+            assert_eq!((back.kvm, back.initramfs), (1, 3));
             assert_eq!(back.serial, serial.then_some(7));
         }
+        for tap in [None, Some(6)] {
+            let files = RunFiles {
+                scratch: 4,
+                vsock_listener: 5,
+                tap,
+            };
+            let back = RunFiles::from_list(files.into_list()).unwrap();
+            assert_eq!((back.scratch, back.vsock_listener, back.tap), (4, 5, tap));
+        }
+        let files = RestoreFiles {
+            kvm: 1,
+            kernel: 2,
+            memory: 3,
+            state: 4,
+        };
+        let back = RestoreFiles::from_list(files.into_list()).unwrap();
+        assert_eq!(
+            (back.kvm, back.kernel, back.memory, back.state),
+            (1, 2, 3, 4)
+        );
     }
 
     #[test]
     fn refuses_a_wrong_number() {
-        assert!(BootFiles::from_list(vec![0; 5], true, false).is_none());
-        assert!(BootFiles::from_list(vec![0; 6], false, false).is_none());
+        assert!(BootFiles::from_list(vec![0; 3], true).is_none());
+        assert!(BootFiles::from_list(vec![0; 4], false).is_none());
+        assert!(RestoreFiles::from_list(vec![0; 3]).is_none());
+        assert!(RunFiles::from_list(vec![0; 1]).is_none());
+        assert!(RunFiles::from_list(vec![0; 4]).is_none());
     }
 }

@@ -2,10 +2,8 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -13,27 +11,27 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
 
 use crate::action::{Action, Event, Reply};
 use crate::channel::{Channel, ChannelError};
+use crate::cpus::{CpuError, Cpus};
 use crate::devices::virtio::block::Window;
 use crate::devices::virtio::fs::Backend;
+use crate::devices::virtio::net::Net;
 use crate::devices::virtio::vsock::Vsock;
-use crate::files::BootFiles;
+use crate::files::{BootFiles, RestoreFiles, RunFiles};
 use crate::jail;
 use crate::kernel_log;
+use crate::machine::Machine;
 use crate::memory::GuestRam;
-use crate::poll::{add, again_if, lock, serve_kick, spawn, wait};
+use crate::poll::{add, again_if, lock, serve_kick, wait};
 use crate::seccomp::{self, ThreadKind};
 use crate::spec::VmSpec;
 use crate::storage::{self, Storage};
 use crate::sys;
 use crate::vcpu::Stop;
-use crate::vm::{Counters, CpuFactory, Peripherals, Vm};
+use crate::vm::{Counters, Peripherals, Vm, VmError};
 
 /// Descriptors that the owner hands over.
 const CONTROL_FD: i32 = 3;
 const EVENTS_FD: i32 = 4;
-/// How long the owner waits for a new vCPU before it is told that it failed.
-const ONLINE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// How long the process of a guest that is gone answers its owner.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -57,6 +55,9 @@ pub enum ProcessError {
     /// The same.
     #[error(transparent)]
     Filter(#[from] seccomp::FilterError),
+    /// A vCPU's thread cannot be started.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
 }
 
 /// Runs the process until its VM or its owner is gone.
@@ -69,8 +70,8 @@ pub fn run() -> Result<(), ProcessError> {
     let inherited = |fd| sys::inherited(fd).map_err(|_| ProcessError::NotInherited(fd));
     let control = Channel::new(inherited(CONTROL_FD)?);
     let events = File::from(inherited(EVENTS_FD)?);
-    match wait_for_boot(&control) {
-        Ok(Some((spec, files))) => start(&spec, files, control, events),
+    match wait_for_vm(&control) {
+        Ok(Some((spec, vm))) => start(spec, vm, control, events),
         Ok(None) => Ok(()),
         // The owner has gone: nothing to do, nobody to tell.
         Err(ChannelError::Closed) => Ok(()),
@@ -78,20 +79,24 @@ pub fn run() -> Result<(), ProcessError> {
     }
 }
 
-/// Answers the owner until it asks for a boot; `None`: it asked to stop.
-fn wait_for_boot(control: &Channel) -> Result<Option<(VmSpec, BootFiles<OwnedFd>)>, ChannelError> {
+/// Answers the owner until there is a VM; `None`: it asked to stop, or it cannot be had.
+fn wait_for_vm(control: &Channel) -> Result<Option<(VmSpec, Vm)>, ChannelError> {
     loop {
         let (action, files) = control.receive()?;
         let refusal = match action {
             Action::Boot(spec) => match check_boot(&spec, files) {
-                Ok(files) => return Ok(Some((*spec, files))),
+                Ok(files) => return built(Vm::boot(&spec, files), *spec, control),
+                Err(refusal) => refusal,
+            },
+            Action::Restore(spec) => match check_restore(&spec, files) {
+                Ok(files) => return built(Vm::restore(&spec, files), *spec, control),
                 Err(refusal) => refusal,
             },
             Action::Shutdown => {
                 control.send(&Reply::Done, &[])?;
                 return Ok(None);
             }
-            _ => "there is no VM yet: send boot first".into(),
+            _ => "there is no VM yet: send boot or restore first".into(),
         };
         control.send(&Reply::Failed(refusal), &[])?;
     }
@@ -101,33 +106,48 @@ fn wait_for_boot(control: &Channel) -> Result<Option<(VmSpec, BootFiles<OwnedFd>
 fn check_boot(spec: &VmSpec, files: Vec<OwnedFd>) -> Result<BootFiles<OwnedFd>, String> {
     spec.validate().map_err(|error| error.to_string())?;
     let count = files.len();
-    BootFiles::from_list(files, spec.net.is_some(), spec.console).ok_or_else(|| {
-        format!("{count} descriptors came with boot, which is not what its spec needs: pass a TAP with net and a serial file with console")
+    BootFiles::from_list(files, spec.console).ok_or_else(|| {
+        format!("{count} descriptors came with boot, which is not what its spec needs: pass a serial file with console")
     })
 }
 
-/// Builds the VM, locks the process up, starts its threads and looks after it.
-fn start(
-    spec: &VmSpec,
-    files: BootFiles<OwnedFd>,
-    control: Channel,
-    events: File,
-) -> Result<(), ProcessError> {
-    let vm = match Vm::build(spec, files) {
-        Ok(vm) => vm,
+/// Checks spec and files of a restore.
+fn check_restore(spec: &VmSpec, files: Vec<OwnedFd>) -> Result<RestoreFiles<OwnedFd>, String> {
+    spec.validate().map_err(|error| error.to_string())?;
+    if spec.console {
+        return Err("a VM with a console cannot be restored: boot it".into());
+    }
+    let count = files.len();
+    RestoreFiles::from_list(files)
+        .ok_or_else(|| format!("{count} descriptors came with restore, which takes 4"))
+}
+
+/// Tells the owner of a VM that cannot be built.
+fn built(
+    result: Result<Vm, VmError>,
+    spec: VmSpec,
+    control: &Channel,
+) -> Result<Option<(VmSpec, Vm)>, ChannelError> {
+    match result {
+        Ok(vm) => Ok(Some((spec, vm))),
         Err(error) => {
             control.send(&Reply::Failed(error.to_string()), &[])?;
-            return Ok(());
+            Ok(None)
         }
-    };
+    }
+}
+
+/// Locks the process up, starts the VM's threads and looks after it.
+fn start(spec: VmSpec, vm: Vm, control: Channel, events: File) -> Result<(), ProcessError> {
     if let Err(error) = jail::enter(spec.uid, spec.gid) {
         control.send(&Reply::Failed(error.to_string()), &[])?;
         return Ok(());
     }
     let stop = Arc::new(Stop::new(sys::event()?));
+    sys::prepare_kicks()?;
     let Vm {
-        boot_cpu,
-        cpus,
+        made,
+        cpus: factory,
         disks,
         spares,
         peripherals,
@@ -136,13 +156,9 @@ fn start(
         ram,
         kernel,
     } = vm;
+    let scratch = Arc::clone(&disks.scratch.device);
     storage::serve_disks(disks, &stop)?;
-    let parked = (1..spec.vcpus)
-        .map(|index| park_cpu(index, &cpus, &stop))
-        .collect::<io::Result<Vec<_>>>()?;
-    // Never dropped: its thread may not close descriptors.
-    let mut boot_cpu = ManuallyDrop::new(boot_cpu);
-    spawn("vcpu0", ThreadKind::Vcpu, &stop, move || Ok(boot_cpu.run()))?;
+    let cpus = Cpus::start(made, spec.vcpus, &factory, &stop)?;
     let storage = Storage::start(spares, &stop)?;
     let mut owner = Owner {
         control,
@@ -152,7 +168,15 @@ fn start(
         counters,
         ram,
         kernel,
-        parked,
+        machine: Machine {
+            spec,
+            cpus,
+            factory,
+            scratch,
+            net: Arc::clone(&peripherals.net.device),
+            vsock: Arc::clone(&peripherals.vsock.device),
+            ran: false,
+        },
         stop,
     };
     let epoll = Loop::new(&owner, &peripherals)?;
@@ -167,43 +191,6 @@ fn start(
     }
 }
 
-/// A thread that makes and runs its vCPU when told.
-struct ParkedCpu {
-    go: SyncSender<()>,
-    made: Receiver<Result<(), String>>,
-}
-
-fn park_cpu(index: u8, cpus: &CpuFactory, stop: &Arc<Stop>) -> io::Result<ParkedCpu> {
-    let (go, told) = sync_channel(1);
-    let (answer, made) = sync_channel(1);
-    let cpus = cpus.clone();
-    spawn(
-        &format!("vcpu{index}"),
-        ThreadKind::ParkedVcpu,
-        stop,
-        move || {
-            // The sender lives as long as the process.
-            let _ = told.recv();
-            let confined = |vcpu| seccomp::install(ThreadKind::Vcpu).map(|()| vcpu);
-            let vcpu = cpus
-                .make(index)
-                .map_err(|error| error.to_string())
-                .and_then(|vcpu| confined(vcpu).map_err(|error| error.to_string()));
-            match vcpu.map(ManuallyDrop::new) {
-                Ok(mut vcpu) => {
-                    let _ = answer.send(Ok(()));
-                    Ok(vcpu.run())
-                }
-                Err(error) => {
-                    let _ = answer.send(Err(error.clone()));
-                    Ok(format!("vcpu failed: {error}"))
-                }
-            }
-        },
-    )?;
-    Ok(ParkedCpu { go, made })
-}
-
 /// The side of the process that talks to its owner.
 struct Owner {
     control: Channel,
@@ -213,7 +200,7 @@ struct Owner {
     counters: Counters,
     ram: GuestRam,
     kernel: File,
-    parked: Vec<ParkedCpu>,
+    machine: Machine,
     stop: Arc<Stop>,
 }
 
@@ -249,7 +236,23 @@ impl Owner {
 
     fn carry_out(&mut self, action: Action, mut files: Vec<OwnedFd>) -> Result<Reply, String> {
         match action {
-            Action::Boot(_) => return Err("a VM runs already: start another joey-vmm".into()),
+            Action::Boot(_) | Action::Restore(_) => {
+                return Err("there is a VM already: start another joey-vmm".into());
+            }
+            Action::Run { scratch } => {
+                let files = RunFiles::from_list(files)
+                    .ok_or("run takes scratch, the vsock listener and perhaps a TAP")?;
+                self.machine.run(scratch, files)?;
+            }
+            Action::Pause => self.machine.pause()?,
+            Action::Resume => self.machine.resume()?,
+            Action::Save => {
+                let Ok([memory, state]) = <[OwnedFd; 2]>::try_from(files) else {
+                    return Err("save takes the files of memory and state".into());
+                };
+                self.storage.check_detached()?;
+                self.machine.save(self.ram, memory, state)?;
+            }
             Action::MapImage { offset, length } => {
                 let (Some(file), true) = (files.pop(), files.is_empty()) else {
                     return Err("map_image takes exactly one descriptor".into());
@@ -263,7 +266,7 @@ impl Owner {
                     .unmap(offset)
                     .map_err(|error| error.to_string())?;
             }
-            Action::OnlineCpu { cpu } => self.online(cpu)?,
+            Action::OnlineCpu { cpu } => self.machine.online(cpu)?,
             Action::AttachFs => {
                 let backend = Backend::from_list(files)
                     .ok_or("attach_fs takes the descriptors of a file system daemon")?;
@@ -286,24 +289,6 @@ impl Owner {
             Action::Shutdown => {}
         }
         Ok(Reply::Done)
-    }
-
-    /// Starts the thread of a vCPU; one that runs already is fine.
-    fn online(&mut self, cpu: u8) -> Result<(), String> {
-        let index = usize::from(cpu).checked_sub(1);
-        let parked = index.and_then(|index| self.parked.get(index));
-        let Some(parked) = parked else {
-            let most = self.parked.len();
-            return Err(format!("there is no vCPU {cpu} to start: 1 to {most} are"));
-        };
-        if parked.go.try_send(()).is_err() {
-            return Ok(());
-        }
-        match parked.made.recv_timeout(ONLINE_TIMEOUT) {
-            Ok(result) => result,
-            // It was made by an earlier action.
-            Err(_) => Err(format!("vCPU {cpu} did not start")),
-        }
     }
 }
 
@@ -353,12 +338,19 @@ impl Loop {
         ] {
             add(&epoll, fd, EventSet::IN, token as u64)?;
         }
-        if let Some(tap) = lock(&net.device).tap() {
-            // Once per packet that arrives, also while the guest has no room for it.
-            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
-            add(&epoll, tap.as_raw_fd(), events, Token::Tap as u64)?;
-        }
         Ok(Self { epoll })
+    }
+
+    /// Waits for the NIC's packets, once it has a TAP.
+    fn watch_tap(&self, net: &Mutex<Net>) -> io::Result<()> {
+        match lock(net).tap() {
+            Some(tap) => {
+                // Once per packet that arrives, also while the guest has no room for it.
+                let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+                add(&self.epoll, tap.as_raw_fd(), events, Token::Tap as u64)
+            }
+            None => Ok(()),
+        }
     }
 
     fn run(&self, owner: &mut Owner, peripherals: &Peripherals) -> Result<(), ProcessError> {
@@ -372,8 +364,12 @@ impl Loop {
             for event in &events[..count] {
                 match TOKENS[event.data() as usize % TOKENS.len()] {
                     Token::Control => {
+                        let ran = owner.machine.ran;
                         if !owner.serve()? {
                             return Ok(());
+                        }
+                        if owner.machine.ran && !ran {
+                            self.watch_tap(&net.device)?;
                         }
                     }
                     Token::Stop => {

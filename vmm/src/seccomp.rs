@@ -38,6 +38,24 @@ mod kvm {
     pub const CREATE_VCPU: u32 = 0xae41;
     pub const SET_MSRS: u32 = 0x4008_ae89;
     pub const SET_CPUID2: u32 = 0x4008_ae90;
+    /// What a vCPU's own thread may ask of it.
+    pub const VCPU: [u32; 10] = [
+        RUN,
+        0x8090_ae81, // GET_REGS
+        0x8138_ae83, // GET_SREGS
+        0xc008_ae88, // GET_MSRS
+        0x8400_ae8e, // GET_LAPIC
+        0x8004_ae98, // GET_MP_STATE
+        0x8040_ae9f, // GET_VCPU_EVENTS
+        0x8080_aea1, // GET_DEBUGREGS
+        0x9000_aea4, // GET_XSAVE
+        0x8188_aea6, // GET_XCRS
+    ];
+    /// How the interrupt controllers and the clock are saved.
+    pub const SAVE: [u32; 2] = [
+        0xc208_ae62, // GET_IRQCHIP
+        0x8030_ae7c, // GET_CLOCK
+    ];
 }
 
 /// What every thread does: locks, waking others, memory, time, ending the process.
@@ -52,8 +70,14 @@ const COMMON: [i64; 8] = [
     libc::SYS_exit_group,
 ];
 
-const DEVICES: [i64; 14] = [
+/// What a thread does that is stopped by a signal.
+const STOPPABLE: [i64; 2] = [libc::SYS_rt_sigreturn, libc::SYS_gettid];
+
+const DEVICES: [i64; 17] = [
     libc::SYS_read,
+    libc::SYS_pwritev,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
     libc::SYS_pread64,
     libc::SYS_close,
     libc::SYS_readv,
@@ -117,14 +141,21 @@ fn rules(kind: ThreadKind) -> Vec<(u32, Rule)> {
     let executable = libc::PROT_EXEC as u32;
     allow(&[libc::SYS_mmap], Rule::Without(2, executable));
     match kind {
-        ThreadKind::Vcpu => allow(&[libc::SYS_ioctl], Rule::OneOf(1, &[kvm::RUN])),
+        ThreadKind::Vcpu => {
+            allow(&STOPPABLE, Rule::Always);
+            allow(&[libc::SYS_ioctl], Rule::OneOf(1, &kvm::VCPU));
+        }
         ThreadKind::ParkedVcpu => {
-            let calls = &[kvm::RUN, kvm::CREATE_VCPU, kvm::SET_MSRS, kvm::SET_CPUID2];
+            allow(&STOPPABLE, Rule::Always);
+            let calls = &[kvm::CREATE_VCPU, kvm::SET_MSRS, kvm::SET_CPUID2];
             allow(&[libc::SYS_ioctl], Rule::OneOf(1, calls));
             // It confines itself once more when the vCPU is made.
             allow(&[libc::SYS_seccomp, libc::SYS_prctl], Rule::Always);
         }
-        ThreadKind::Devices => allow(&DEVICES, Rule::Always),
+        ThreadKind::Devices => {
+            allow(&DEVICES, Rule::Always);
+            allow(&[libc::SYS_ioctl], Rule::OneOf(1, &kvm::SAVE));
+        }
         ThreadKind::Disk => allow(&DISK, Rule::Always),
         ThreadKind::Volumes => allow(&VOLUMES, Rule::Always),
         ThreadKind::Fs => allow(&FS, Rule::Always),

@@ -2,35 +2,26 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Everything the VMM must know before it boots, sent with [`crate::Action::Boot`].
-/// Files travel beside it as descriptors, in the order of [`crate::BootFiles`].
+use crate::devices::virtio::net::Offloads;
+
+/// The shape of a VM, sent with [`crate::Action::Boot`] and [`crate::Action::Restore`].
+/// A snapshot fits VMs of its own shape only; nothing of one pod is in it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
-    /// Name in logs and metrics: the sandbox id.
-    pub id: String,
     /// vCPUs that the guest may bring online, 1 to 32. Only CPU 0 runs at boot.
     pub vcpus: u8,
     /// Guest memory in MiB, at least 64.
     pub memory_mib: u32,
-    /// The NIC, when the sandbox has a network of its own.
-    pub net: Option<NetSpec>,
+    /// What the NIC's TAP takes and gives: of the host's kernel, see
+    /// [`crate::client::offloads`].
+    pub offloads: Offloads,
     /// User and group that the VMM becomes before the guest runs; never 0.
     pub uid: u32,
     /// See `uid`.
     pub gid: u32,
     /// Kernel messages to the serial file; slow (a trap per byte), for debugging.
     pub console: bool,
-}
-
-/// The guest's NIC.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NetSpec {
-    /// The MAC that the CNI gave the pod's interface.
-    pub mac: [u8; 6],
-    /// The interface's MTU in bytes.
-    pub mtu: u16,
 }
 
 /// Most vCPUs of a VM.
@@ -54,12 +45,6 @@ pub enum SpecError {
     /// The VMM would stay root.
     #[error("uid {0}, gid {1}: the VMM must run as a user and group of its own, not 0")]
     Root(u32, u32),
-    /// The MTU is no Ethernet MTU.
-    #[error("MTU {0}: IPv4 needs at least 68 bytes")]
-    Mtu(u16),
-    /// The MAC is all zeros or a group address.
-    #[error("MAC {0:02x?} is not the address of one interface")]
-    Mac([u8; 6]),
 }
 
 impl VmSpec {
@@ -74,14 +59,6 @@ impl VmSpec {
         if self.uid == 0 || self.gid == 0 {
             return Err(SpecError::Root(self.uid, self.gid));
         }
-        if let Some(net) = &self.net {
-            if net.mtu < 68 {
-                return Err(SpecError::Mtu(net.mtu));
-            }
-            if net.mac == [0; 6] || net.mac[0] & 1 == 1 {
-                return Err(SpecError::Mac(net.mac));
-            }
-        }
         Ok(())
     }
 }
@@ -92,13 +69,9 @@ mod tests {
 
     fn spec() -> VmSpec {
         VmSpec {
-            id: "a".into(),
             vcpus: 1,
             memory_mib: 128,
-            net: Some(NetSpec {
-                mac: [2, 0, 0, 0, 0, 1],
-                mtu: 1500,
-            }),
+            offloads: Offloads::Tcp,
             uid: 1000,
             gid: 1000,
             console: false,
@@ -112,13 +85,12 @@ mod tests {
 
     #[test]
     fn refuses_what_the_vmm_cannot_run() {
-        let broken: [fn(&mut VmSpec); 6] = [
+        let broken: [fn(&mut VmSpec); 5] = [
             |s| s.vcpus = 0,
             |s| s.vcpus = 33,
             |s| s.memory_mib = 63,
             |s| s.uid = 0,
-            |s| s.net.as_mut().unwrap().mtu = 67,
-            |s| s.net.as_mut().unwrap().mac[0] = 3,
+            |s| s.gid = 0,
         ];
         for (index, change) in broken.iter().enumerate() {
             let mut spec = spec();

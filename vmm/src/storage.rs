@@ -47,6 +47,7 @@ pub struct Storage {
     fs: Arc<Mutex<Fs>>,
     fs_epoll: Arc<Epoll>,
     fs_lost: EventFd,
+    disks: Vec<Arc<Mutex<Block>>>,
     commands: SyncSender<Command>,
     /// Written when there is a command.
     call: EventFd,
@@ -63,6 +64,7 @@ impl Storage {
         let (device, epoll) = (Arc::clone(&fs.device), Arc::clone(&fs_epoll));
         spawn("fs", ThreadKind::Fs, stop, move || serve_fs(&epoll, &fs))?;
 
+        let devices = disks.iter().map(|slot| Arc::clone(&slot.device)).collect();
         let (commands, incoming) = sync_channel(1);
         let call = sys::event()?;
         let volumes = Volumes {
@@ -79,6 +81,7 @@ impl Storage {
             fs: device,
             fs_epoll,
             fs_lost,
+            disks: devices,
             commands,
             call,
         })
@@ -154,6 +157,19 @@ impl Storage {
             slot,
             device: platform_device(FS + 1 + usize::from(slot)),
         })
+    }
+
+    /// Refuses a VM whose volumes a snapshot would lose.
+    pub fn check_detached(&self) -> Result<(), String> {
+        if lock(&self.fs).attached() {
+            return Err(
+                "directories of the host are shared with the guest: it cannot be saved".into(),
+            );
+        }
+        if self.disks.iter().any(|disk| lock(disk).attached()) {
+            return Err("disks of volumes are attached to the guest: it cannot be saved".into());
+        }
+        Ok(())
     }
 
     /// Takes a volume back.

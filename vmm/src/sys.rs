@@ -205,6 +205,27 @@ fn restore_signals(mask: &nix::sys::signal::SigSet) {
         .expect("a mask that the kernel gave is valid");
 }
 
+/// What takes a vCPU's thread out of the guest.
+pub const KICK: i32 = libc::SIGUSR1;
+
+/// Lets [`KICK`] interrupt system calls, and do nothing else.
+pub fn prepare_kicks() -> io::Result<()> {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: a zeroed sigaction is valid: no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(i32) as libc::sighandler_t;
+    // SAFETY: the action is valid, and its handler does nothing.
+    check(unsafe { libc::sigaction(KICK, &raw const action, ptr::null_mut()) })
+}
+
+/// Sends a signal to a thread of this process.
+pub fn signal_thread(thread: nix::unistd::Pid, signal: i32) -> io::Result<()> {
+    // SAFETY: tgkill takes no memory.
+    let result =
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread.as_raw(), signal) };
+    check(result as i32)
+}
+
 /// Sends a signal to exactly the process behind `pidfd`.
 pub fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     // SAFETY: a null siginfo is allowed; no other memory is involved.
@@ -258,6 +279,20 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<UnixStream> {
         )
     };
     owned(fd).map(UnixStream::from)
+}
+
+/// Lets no call on a descriptor block any more, whoever else has it.
+pub fn set_nonblocking(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: neither call takes memory.
+    unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        check(flags)?;
+        check(libc::fcntl(
+            file.as_raw_fd(),
+            libc::F_SETFL,
+            flags | libc::O_NONBLOCK,
+        ))
+    }
 }
 
 /// Fills a buffer from the kernel's random number generator.

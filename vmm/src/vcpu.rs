@@ -7,9 +7,10 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::cpuid::Template;
+use crate::arch::x86_64::state::SavedCpu;
 use crate::arch::x86_64::{msrs, regs};
 use crate::devices::bus::{Bus, Outcome};
-use crate::kvm::{KvmError, failed};
+use crate::kvm::{KvmError, Leash, failed};
 use crate::memory::GuestRam;
 use crate::metrics::VcpuCounters;
 
@@ -55,9 +56,20 @@ impl Stop {
 /// A vCPU.
 pub struct Vcpu {
     fd: VcpuFd,
-    ram: GuestRam,
-    bus: Arc<Bus>,
-    counters: Arc<VcpuCounters>,
+    /// What it has in common with the others.
+    shared: Arc<Shared>,
+}
+
+/// What all vCPUs of a VM have in common.
+pub struct Shared {
+    /// Guest memory.
+    pub ram: GuestRam,
+    /// The devices.
+    pub bus: Arc<Bus>,
+    /// What the vCPUs do.
+    pub counters: Arc<VcpuCounters>,
+    /// Model-specific registers that are saved.
+    pub msrs: Vec<u32>,
 }
 
 impl Vcpu {
@@ -66,9 +78,7 @@ impl Vcpu {
         vm: &VmFd,
         index: u8,
         cpuid: &Template,
-        ram: GuestRam,
-        bus: Arc<Bus>,
-        counters: Arc<VcpuCounters>,
+        shared: Arc<Shared>,
     ) -> Result<Self, KvmError> {
         let fd = vm
             .create_vcpu(index.into())
@@ -76,12 +86,8 @@ impl Vcpu {
         fd.set_cpuid2(&cpuid.for_cpu(index)?)
             .map_err(failed("set a vCPU's CPUID"))?;
         msrs::set(&fd)?;
-        Ok(Self {
-            fd,
-            ram,
-            bus,
-            counters,
-        })
+        shared.counters.running.add(1);
+        Ok(Self { fd, shared })
     }
 
     /// Lets it start at the kernel's first instruction.
@@ -89,44 +95,61 @@ impl Vcpu {
         regs::set(&self.fd, entry)
     }
 
-    /// Runs until the guest is gone; returns why.
-    pub fn run(&mut self) -> String {
-        self.counters.running.add(1);
+    /// Becomes a vCPU that was saved.
+    pub fn restore(&self, saved: &SavedCpu) -> Result<(), KvmError> {
+        saved.restore(&self.fd)
+    }
+
+    /// Takes it down.
+    pub fn save(&self) -> Result<SavedCpu, KvmError> {
+        SavedCpu::save(&self.fd, &self.shared.msrs)
+    }
+
+    /// By which it is stopped. A vCPU with a leash is never dropped.
+    pub fn leash(&mut self) -> Leash {
+        Leash::of(&mut self.fd)
+    }
+
+    /// Runs until the guest is gone, and returns why, or until its leash is pulled.
+    pub fn run(&mut self, leash: Leash) -> Option<String> {
+        let Shared { bus, counters, .. } = &*self.shared;
         loop {
             let exit = match self.fd.run() {
                 Ok(exit) => exit,
+                // By then KVM has finished what the last exit began.
+                Err(error) if error.errno() == libc::EINTR && leash.pulled() => return None,
                 Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => continue,
-                Err(error) => return format!("vcpu failed: KVM cannot run it: {error}"),
+                Err(error) => return Some(format!("vcpu failed: KVM cannot run it: {error}")),
             };
             match exit {
                 VcpuExit::MmioRead(address, data) => {
-                    self.counters.mmio_exits.add(1);
-                    self.bus.read(address, data);
+                    counters.mmio_exits.add(1);
+                    bus.read(address, data);
                 }
                 VcpuExit::MmioWrite(address, data) => {
-                    self.counters.mmio_exits.add(1);
-                    self.bus.write(address, data);
+                    counters.mmio_exits.add(1);
+                    bus.write(address, data);
                 }
                 VcpuExit::IoIn(port, data) => {
-                    self.counters.port_exits.add(1);
-                    self.bus.port_in(port, data);
+                    counters.port_exits.add(1);
+                    bus.port_in(port, data);
                 }
                 VcpuExit::IoOut(port, data) => {
-                    self.counters.port_exits.add(1);
-                    if self.bus.port_out(port, data) == Outcome::Reset {
-                        return self.reset_reason();
+                    counters.port_exits.add(1);
+                    if bus.port_out(port, data) == Outcome::Reset {
+                        return Some(self.reset_reason());
                     }
                 }
                 VcpuExit::Intr => {}
-                VcpuExit::Shutdown | VcpuExit::SystemEvent(..) => return self.reset_reason(),
-                other => return format!("vcpu failed: unexpected exit {other:?}"),
+                VcpuExit::Shutdown | VcpuExit::SystemEvent(..) => return Some(self.reset_reason()),
+                other => return Some(format!("vcpu failed: unexpected exit {other:?}")),
             }
         }
     }
 
     /// Tells a panic from a reboot that the guest wanted.
     fn reset_reason(&self) -> String {
-        match self.ram.read_obj::<u16>(REBOOT_MODE) {
+        match self.shared.ram.read_obj::<u16>(REBOOT_MODE) {
             Ok(WARM) => "guest panic".into(),
             _ => "guest reset".into(),
         }

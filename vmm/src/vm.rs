@@ -1,34 +1,37 @@
-//! Puts a VM together: memory, interrupt controllers, devices and the boot CPU.
+//! Puts a VM together: memory, interrupt controllers, devices and the first vCPUs, to boot
+//! a kernel or to go on from a snapshot.
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::cpuid::Template;
 use crate::arch::x86_64::layout::{DEVICE_SIZE, DEVICES, FIRST_IRQ, SERIAL_IRQ, TSS};
+use crate::arch::x86_64::msrs;
 use crate::boot::{self, BootError};
 use crate::devices::bus::Bus;
 use crate::devices::serial::SerialPort;
-use crate::devices::virtio::block::{Block, BlockCounters, Disk, FileDisk, Window};
+use crate::devices::virtio::block::{Block, BlockCounters, Window};
 use crate::devices::virtio::fs::{Fs, FsCounters};
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
 use crate::devices::virtio::net::{Net, NetCounters};
 use crate::devices::virtio::rng::{Rng, RngCounters};
 use crate::devices::virtio::vsock::{Vsock, VsockCounters};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
-use crate::files::BootFiles;
+use crate::files::{BootFiles, RestoreFiles};
 use crate::kvm::{self, KvmError, failed};
 use crate::memory::{GuestRam, MemoryError};
 use crate::metrics::{Stats, VcpuCounters};
+use crate::poll::lock;
 use crate::slots;
+use crate::snapshot::{Snapshot, SnapshotError};
 use crate::spec::VmSpec;
 use crate::sys;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Shared, Vcpu};
 
 /// Why a VM cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,9 @@ pub enum VmError {
     /// Kernel or initramfs cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The snapshot is none of this VM's.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The backing of a device is unusable.
     #[error("cannot set up {device}: {source}")]
     Device {
@@ -134,31 +140,26 @@ impl Counters {
 /// What it takes to make a vCPU.
 #[derive(Clone)]
 pub struct CpuFactory {
-    vm: Arc<VmFd>,
-    cpuid: Template,
-    ram: GuestRam,
-    bus: Arc<Bus>,
-    counters: Arc<VcpuCounters>,
+    /// The VM.
+    pub vm: Arc<VmFd>,
+    /// What its vCPUs can do.
+    pub cpuid: Template,
+    /// What they have in common.
+    pub shared: Arc<Shared>,
 }
 
 impl CpuFactory {
     /// Makes vCPU `index`.
     pub fn make(&self, index: u8) -> Result<Vcpu, KvmError> {
-        Vcpu::new(
-            &self.vm,
-            index,
-            &self.cpuid,
-            self.ram,
-            Arc::clone(&self.bus),
-            Arc::clone(&self.counters),
-        )
+        Vcpu::new(&self.vm, index, &self.cpuid, Arc::clone(&self.shared))
     }
 }
 
-/// A VM that is ready to run.
+/// A VM that is ready to run, but for the files behind scratch, vsock and NIC.
 pub struct Vm {
-    /// CPU 0, at the kernel's first instruction.
-    pub boot_cpu: Vcpu,
+    /// The vCPUs that there are, by number: CPU 0 at the kernel's first instruction, or
+    /// those of the snapshot.
+    pub made: Vec<(u8, Vcpu)>,
     /// Makes the other CPUs.
     pub cpus: CpuFactory,
     /// The disks.
@@ -178,11 +179,52 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Puts a VM together from a valid spec.
-    pub fn build(spec: &VmSpec, files: BootFiles<OwnedFd>) -> Result<Self, VmError> {
-        let counters = Counters::default();
+    /// Puts a VM together from a valid spec, to boot a kernel.
+    pub fn boot(spec: &VmSpec, files: BootFiles<OwnedFd>) -> Result<Self, VmError> {
         let ram = GuestRam::allocate(u64::from(spec.memory_mib) << 20)?;
-        let kvm = kvm::open(files.kvm)?;
+        let serial = files.serial.map(File::from);
+        let mut vm = Self::assemble(spec, ram, kvm::open(files.kvm)?, files.kernel, serial)?;
+        let devices = vm.cpus.shared.bus.devices();
+        let initramfs = File::from(files.initramfs);
+        let entry = boot::load(ram, spec, &vm.kernel, &initramfs, devices)?;
+        let boot_cpu = vm.cpus.make(0)?;
+        boot_cpu.start_at(entry)?;
+        vm.made.push((0, boot_cpu));
+        Ok(vm)
+    }
+
+    /// Puts a VM together from a valid spec, to go on from a snapshot of one with the
+    /// same spec.
+    pub fn restore(spec: &VmSpec, files: RestoreFiles<OwnedFd>) -> Result<Self, VmError> {
+        let snapshot = Snapshot::read(File::from(files.state))?;
+        snapshot.check(spec)?;
+        let memory = File::from(files.memory);
+        snapshot.check_memory(&memory)?;
+        let bytes = u64::from(spec.memory_mib) << 20;
+        let ram = GuestRam::restore(bytes, memory.as_fd())?;
+        let mut vm = Self::assemble(spec, ram, kvm::open(files.kvm)?, files.kernel, None)?;
+        snapshot.check_cpu(&vm.cpus.cpuid.for_cpu(0)?)?;
+        for (index, saved) in &snapshot.cpus {
+            let vcpu = vm.cpus.make(*index)?;
+            vcpu.restore(saved)?;
+            vm.made.push((*index, vcpu));
+        }
+        snapshot.chips.restore(&vm.cpus.vm)?;
+        let restored = vm.cpus.shared.bus.restore(&snapshot.devices);
+        restored.map_err(SnapshotError::from)?;
+        lock(&vm.peripherals.vsock.device).restore(snapshot.vsock);
+        Ok(vm)
+    }
+
+    /// Everything but the vCPUs and what is in memory.
+    fn assemble(
+        spec: &VmSpec,
+        ram: GuestRam,
+        kvm: Kvm,
+        kernel: OwnedFd,
+        serial: Option<File>,
+    ) -> Result<Self, VmError> {
+        let counters = Counters::default();
         let vm = kvm.create_vm().map_err(failed("make a VM"))?;
         // Before the interrupt controllers: they leave an SRCU grace period under
         // way, for which a change of memory would wait a tick or more.
@@ -192,25 +234,19 @@ impl Vm {
             .map_err(failed("make the interrupt controllers"))?;
 
         let window = Window::new();
-        let scratch = FileDisk::scratch(File::from(files.scratch)).map_err(broken("scratch"))?;
-        let disk = |disk: Box<dyn Disk>, counters: &Arc<BlockCounters>, name| {
-            Slot::new(Block::new(ram, disk, Arc::clone(counters)), name)
-        };
         let disks = Disks {
-            window: disk(
-                Box::new(window.clone()),
-                &counters.window,
+            window: Slot::new(
+                Block::new(ram, Box::new(window.clone()), Arc::clone(&counters.window)),
                 "the image window",
             )?,
-            scratch: disk(Box::new(scratch), &counters.scratch, "scratch")?,
+            scratch: Slot::new(Block::spare(ram, Arc::clone(&counters.scratch)), "scratch")?,
         };
-        let tap = files.tap.map(File::from).zip(spec.net.clone());
-        let net = Net::new(ram, tap, Arc::clone(&counters.net)).map_err(broken("the TAP"))?;
-        let listener = UnixListener::from(files.vsock_listener);
-        let vsock = Vsock::new(ram, listener, Arc::clone(&counters.vsock))
-            .map_err(broken("the vsock listener"))?;
+        let vsock = Vsock::new(ram, Arc::clone(&counters.vsock)).map_err(broken("vsock"))?;
         let peripherals = Peripherals {
-            net: Slot::new(net, "the NIC")?,
+            net: Slot::new(
+                Net::new(ram, spec.offloads, Arc::clone(&counters.net)),
+                "the NIC",
+            )?,
             vsock: Slot::new(vsock, "vsock")?,
             rng: Slot::new(Rng::new(ram, Arc::clone(&counters.rng)), "rng")?,
         };
@@ -232,35 +268,27 @@ impl Vm {
             wiring.attach(disk)?;
         }
         let transports = wiring.transports;
-        let serial = files.serial.map(|file| serial(&vm, file)).transpose()?;
-
-        let kernel = File::from(files.kernel);
-        let entry = boot::load(
-            ram,
-            spec,
-            &kernel,
-            &File::from(files.initramfs),
-            transports.len(),
-        )?;
-        let cpus = CpuFactory {
-            cpuid: Template::new(&kvm, spec.vcpus)?,
-            vm: Arc::new(vm),
+        let serial = serial.map(|file| serial_port(&vm, file)).transpose()?;
+        let shared = Shared {
             ram,
             bus: Arc::new(Bus::new(transports, serial)),
             counters: Arc::clone(&counters.vcpus),
+            msrs: msrs::indices(&kvm)?,
         };
-        let boot_cpu = cpus.make(0)?;
-        boot_cpu.start_at(entry)?;
         Ok(Self {
-            boot_cpu,
-            cpus,
+            made: Vec::new(),
+            cpus: CpuFactory {
+                cpuid: Template::new(&kvm, spec.vcpus)?,
+                vm: Arc::new(vm),
+                shared: Arc::new(shared),
+            },
             disks,
             spares,
             peripherals,
             window,
             counters,
             ram,
-            kernel,
+            kernel: File::from(kernel),
         })
     }
 }
@@ -309,15 +337,16 @@ impl Wiring<'_> {
             self.ram,
             slot.device.clone(),
             Arc::new(Interrupt::new(line)),
+            slot.kick.try_clone().map_err(broken("a kick"))?,
         ));
         Ok(())
     }
 }
 
 /// The serial port, writing to `file`.
-fn serial(vm: &VmFd, file: OwnedFd) -> Result<SerialPort<Box<dyn Write + Send>>, VmError> {
+fn serial_port(vm: &VmFd, file: File) -> Result<SerialPort<Box<dyn Write + Send>>, VmError> {
     let line = sys::event().map_err(broken("the serial port"))?;
     vm.register_irqfd(&line, SERIAL_IRQ)
         .map_err(failed("attach the serial port's interrupt line"))?;
-    Ok(SerialPort::new(line, Box::new(File::from(file))))
+    Ok(SerialPort::new(line, Box::new(file)))
 }

@@ -3,11 +3,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
-use vmm::{BootFiles, ClientError, NetSpec, VmSpec, Vmm};
+use vmm::{BootFiles, ClientError, Offloads, RestoreFiles, VmSpec, Vmm};
 
 fn spawn() -> Vmm {
     Vmm::spawn(Path::new(env!("CARGO_BIN_EXE_joey-vmm")), None, None).unwrap()
@@ -15,10 +14,9 @@ fn spawn() -> Vmm {
 
 fn spec() -> VmSpec {
     VmSpec {
-        id: "test".into(),
         vcpus: 1,
         memory_mib: 64,
-        net: None,
+        offloads: Offloads::Tcp,
         uid: 65534,
         gid: 65534,
         console: false,
@@ -26,27 +24,18 @@ fn spec() -> VmSpec {
 }
 
 /// A boot that names /dev/null as every file.
-fn null_files<'a>(null: &'a File, listener: &'a UnixListener) -> BootFiles<BorrowedFd<'a>> {
+fn null_files(null: &File) -> BootFiles<BorrowedFd<'_>> {
     BootFiles {
         kvm: null.as_fd(),
         kernel: null.as_fd(),
         initramfs: null.as_fd(),
-        scratch: null.as_fd(),
-        vsock_listener: listener.as_fd(),
-        tap: None,
         serial: None,
     }
 }
 
-fn null() -> (File, UnixListener) {
-    use std::os::linux::net::SocketAddrExt;
-    let address = std::os::unix::net::SocketAddr::from_abstract_name(format!(
-        "joey-process-test-{:?}",
-        std::thread::current().id()
-    ))
-    .unwrap();
+fn null() -> File {
     let null = OpenOptions::new().read(true).write(true).open("/dev/null");
-    (null.unwrap(), UnixListener::bind_addr(&address).unwrap())
+    null.unwrap()
 }
 
 /// The refusal's text.
@@ -60,8 +49,8 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> String {
 #[test]
 fn without_a_vm_only_boot_and_shutdown_make_sense() {
     let mut vmm = spawn();
-    assert!(refusal(vmm.stats()).contains("send boot first"));
-    assert!(refusal(vmm.unmap_image(0)).contains("send boot first"));
+    assert!(refusal(vmm.stats()).contains("send boot or restore first"));
+    assert!(refusal(vmm.unmap_image(0)).contains("send boot or restore first"));
     vmm.shutdown().unwrap();
     vmm.wait().unwrap();
     // Its events have ended, and nothing was said.
@@ -73,25 +62,37 @@ fn without_a_vm_only_boot_and_shutdown_make_sense() {
 
 #[test]
 fn a_bad_spec_is_refused_and_a_good_one_may_follow() {
-    let (null, listener) = null();
+    let null = null();
     let mut vmm = spawn();
     let many = VmSpec {
         vcpus: 33,
         ..spec()
     };
-    let text = refusal(vmm.boot(&many, null_files(&null, &listener)));
+    let text = refusal(vmm.boot(&many, null_files(&null)));
     assert!(text.contains("33 vCPUs"), "{text}");
-    let net = VmSpec {
-        net: Some(NetSpec {
-            mac: [2, 0, 0, 0, 0, 1],
-            mtu: 1500,
-        }),
+    let console = VmSpec {
+        console: true,
         ..spec()
     };
-    let text = refusal(vmm.boot(&net, null_files(&null, &listener)));
-    assert!(text.contains("pass a TAP with net"), "{text}");
-    let text = refusal(vmm.boot(&spec(), null_files(&null, &listener)));
+    let text = refusal(vmm.boot(&console, null_files(&null)));
+    assert!(text.contains("pass a serial file with console"), "{text}");
+    let text = refusal(vmm.boot(&spec(), null_files(&null)));
     assert!(text.contains("is it /dev/kvm?"), "{text}");
+    vmm.wait().unwrap();
+}
+
+#[test]
+fn what_is_no_snapshot_is_refused() {
+    let mut vmm = spawn();
+    let null = null();
+    let files = RestoreFiles {
+        kvm: null.as_fd(),
+        kernel: null.as_fd(),
+        memory: null.as_fd(),
+        state: null.as_fd(),
+    };
+    let text = refusal(vmm.restore(&spec(), files));
+    assert!(text.contains("no snapshot of joey-vmm"), "{text}");
     vmm.wait().unwrap();
 }
 
@@ -136,14 +137,14 @@ fn a_question_that_was_given_up_does_no_harm() {
     }
     nix::sys::signal::kill(pid, nix::sys::signal::SIGCONT).unwrap();
     // Each answer belongs to its question again.
-    let (null, listener) = null();
+    let null = null();
     let many = VmSpec {
         vcpus: 33,
         ..spec()
     };
-    let said = refusal(vmm.boot(&many, null_files(&null, &listener)));
+    let said = refusal(vmm.boot(&many, null_files(&null)));
     assert!(said.contains("33 vCPUs"), "{said}");
-    assert!(refusal(vmm.stats()).contains("send boot first"));
+    assert!(refusal(vmm.stats()).contains("send boot or restore first"));
 }
 
 #[test]

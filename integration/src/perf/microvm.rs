@@ -1,8 +1,9 @@
 //! One microVM without containerd: ours until the agent answers, Firecracker's
 //! until its init runs.
 
+use std::fs::File;
 use std::io::BufRead;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use vmm::{BootFiles, Event, VmSpec, Vmm};
+use vmm::{BootFiles, Event, RunFiles, VmSpec, Vmm};
 
 use super::report::Run;
 
@@ -83,14 +84,12 @@ fn wait_readable(listener: &UnixListener, limit: Duration) -> anyhow::Result<boo
 /// Spawn of `joey-vmm` to the agent's answer over vsock: what a cold sandbox costs
 /// without containerd, network and container.
 pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> anyhow::Result<Run> {
-    let open = |path: &Path, write: bool| -> anyhow::Result<OwnedFd> {
+    let open = |path: &Path, write: bool| -> anyhow::Result<File> {
         let file = std::fs::OpenOptions::new()
             .read(true)
             .write(write)
             .open(path);
-        Ok(file
-            .with_context(|| format!("cannot open {}", path.display()))?
-            .into())
+        file.with_context(|| format!("cannot open {}", path.display()))
     };
     let socket = parts.directory.join("joey.vsock");
     let _ = std::fs::remove_file(&socket);
@@ -114,21 +113,24 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> an
         kvm: kvm.as_fd(),
         kernel: kernel.as_fd(),
         initramfs: initramfs.as_fd(),
-        scratch: scratch.as_fd(),
-        vsock_listener: vsock_listener.as_fd(),
-        tap: None,
         serial: None,
     };
     let spec = VmSpec {
-        id: "bench".into(),
         vcpus: 1,
         memory_mib: parts.memory_mib,
-        net: None,
+        offloads: vmm::offloads(),
         uid: 64999,
         gid: 64999,
         console: false,
     };
+    let size = scratch.metadata()?.len();
     vmm.boot(&spec, files)?;
+    let files = RunFiles {
+        scratch: scratch.as_fd(),
+        vsock_listener: vsock_listener.as_fd(),
+        tap: None,
+    };
+    vmm.run(files, size, spec.offloads)?;
     stage("boot: VM made and jailed");
     let events = vmm.events().context("joey-vmm has no event stream")?;
     events.set_read_timeout(Some(limit))?;

@@ -236,3 +236,11 @@ fn set_oom_score(pid: u32, score: i32) {
         tracing::warn!(pid, %error, "cannot set the VMM's OOM score");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn vmm_and_agent_agree_on_the_first_mac() {
+        assert_eq!(vmm::GUEST_MAC, protocol::ids::FIRST_MAC);
+    }
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use network::Attachment;
 use tokio::task::spawn_blocking;
-use vmm::{BootFiles, NetSpec, VmSpec};
+use vmm::{BootFiles, RunFiles, VmSpec};
 
 use super::end::remove_state;
 use super::events::{Events, watch};
@@ -126,13 +126,9 @@ impl Vm {
         let vm = self.clone();
         let config = plan.config.clone();
         let spec = VmSpec {
-            id: plan.id.clone(),
             vcpus: plan.size.vcpus,
             memory_mib: plan.size.memory_mib,
-            net: self.endpoint.as_ref().map(|endpoint| NetSpec {
-                mac: endpoint.mac,
-                mtu: u16::try_from(endpoint.mtu).unwrap_or(u16::MAX),
-            }),
+            offloads: vmm::offloads(),
             uid,
             gid: uid,
             console: config.console,
@@ -180,20 +176,24 @@ impl Vm {
             .map_err(|error| io("cannot make the console's log", error))?;
         let tap: Option<OwnedFd> = parts.attachment.as_mut().and_then(Attachment::take_tap);
 
-        parts
-            .vmm
-            .boot(
-                spec,
-                BootFiles {
-                    kvm: files.kvm.as_fd(),
-                    kernel: files.kernel.as_fd(),
-                    initramfs: files.agent.as_fd(),
-                    scratch: files.scratch.as_fd(),
-                    vsock_listener: listener.as_fd(),
-                    tap: tap.as_ref().map(AsFd::as_fd),
-                    serial: serial.as_ref().map(AsFd::as_fd),
-                },
-            )
+        let scratch = files.scratch.metadata();
+        let scratch = scratch
+            .map_err(|error| io("the scratch disk", error))?
+            .len();
+        let boot_files = BootFiles {
+            kvm: files.kvm.as_fd(),
+            kernel: files.kernel.as_fd(),
+            initramfs: files.agent.as_fd(),
+            serial: serial.as_ref().map(AsFd::as_fd),
+        };
+        let run_files = RunFiles {
+            scratch: files.scratch.as_fd(),
+            vsock_listener: listener.as_fd(),
+            tap: tap.as_ref().map(AsFd::as_fd),
+        };
+        let vmm = &mut parts.vmm;
+        vmm.boot(spec, boot_files)
+            .and_then(|()| vmm.run(run_files, scratch, spec.offloads))
             .map_err(|error| {
                 Error::Failed(format!("cannot boot the VM: {}; {DOCTOR}", chain(&error)))
             })?;

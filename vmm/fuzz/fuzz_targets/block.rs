@@ -14,7 +14,7 @@ fuzz_target!(|input: (bool, Vec<Deed>)| {
     let file = File::from(sys::memory_file(c"fuzz").expect("a file"));
     file.set_len(1 << 20).expect("room");
     let disk: Box<dyn Disk> = if scratch {
-        Box::new(FileDisk::scratch(file).expect("scratch"))
+        Box::new(FileDisk::scratch(file, 1 << 20).expect("scratch"))
     } else {
         let window = Window::new();
         window.map(4096, 1 << 20, file).expect("an empty window");

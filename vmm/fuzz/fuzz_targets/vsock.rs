@@ -62,7 +62,9 @@ fuzz_target!(|events: Vec<Event>| {
     let address = SocketAddr::from_abstract_name(name).expect("an address");
     let listener = UnixListener::bind_addr(&address).expect("a listener");
     let ram = memory();
-    let mut device = Vsock::new(ram, listener, Arc::default()).expect("a device");
+    listener.set_nonblocking(true).expect("a listener");
+    let mut device = Vsock::new(ram, Arc::default()).expect("a device");
+    device.listen(listener).expect("a new listener");
     let mut driver = start(ram, &mut device);
     let mut clients: Vec<UnixStream> = Vec::new();
     for event in &events {

@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use super::serial::SerialPort;
 use super::virtio::mmio::Transport;
+use super::virtio::persist::{RestoreError, SavedTransport};
 use crate::arch::x86_64::layout::{DEVICE_SIZE, DEVICES};
 
 /// First I/O port of the serial port, and their number.
@@ -40,6 +41,32 @@ impl Bus {
             transports,
             serial: serial.map(Mutex::new),
         }
+    }
+
+    /// How many there are.
+    pub fn devices(&self) -> usize {
+        self.transports.len()
+    }
+
+    /// Parks all devices and takes them down; [`Self::resume`] lets them go on.
+    pub fn save(&self) -> Vec<SavedTransport> {
+        self.transports.iter().map(Transport::save).collect()
+    }
+
+    /// The devices become those that were saved.
+    pub fn restore(&self, saved: &[SavedTransport]) -> Result<(), RestoreError> {
+        let (found, expected) = (saved.len(), self.transports.len());
+        if found != expected {
+            return Err(RestoreError::Count { found, expected });
+        }
+        let mut pairs = (0..).zip(self.transports.iter().zip(saved));
+        pairs.try_for_each(|(index, (transport, saved))| transport.restore(saved, index))
+    }
+
+    /// Sets parked devices to work.
+    pub fn resume(&self) -> Result<(), RestoreError> {
+        let mut all = (0..).zip(&self.transports);
+        all.try_for_each(|(index, transport)| transport.resume(index))
     }
 
     /// A read of device memory; an address without a device reads as ones.

@@ -1,10 +1,13 @@
-//! KVM with the parts that need `unsafe` wrapped: opening by descriptor, memory slots.
+//! KVM with the parts that need `unsafe` wrapped: opening by descriptor, memory slots,
+//! and taking a vCPU out of the guest from another thread.
 #![allow(unsafe_code)]
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
 use crate::memory::GuestRam;
 
@@ -31,6 +34,9 @@ pub enum KvmError {
     /// A capability is missing.
     #[error("this kernel's KVM has no {0}: run joeyctl doctor")]
     Missing(&'static str),
+    /// A model-specific register of a saved vCPU.
+    #[error("KVM does not take the value of model-specific register {0:#x}")]
+    Msr(u32),
     /// A call failed.
     #[error("KVM cannot {what}: {source}")]
     Call {
@@ -59,7 +65,47 @@ pub fn open(fd: OwnedFd) -> Result<Kvm, KvmError> {
             return Err(KvmError::Missing(name));
         }
     }
+    // More than this needs a permission that nobody here asks for.
+    if kvm.check_extension_int(Cap::Xsave2) > size_of::<kvm_xsave>() as i32 {
+        return Err(KvmError::Missing("vector registers of 4096 bytes at most"));
+    }
     Ok(kvm)
+}
+
+/// Has a vCPU leave KVM_RUN, and not enter it again, until it is let.
+#[derive(Clone, Copy, Debug)]
+pub struct Leash(NonNull<u8>);
+
+// SAFETY: the byte belongs to no thread; it is only ever accessed atomically, by KVM too.
+unsafe impl Send for Leash {}
+
+impl Leash {
+    /// The leash of a vCPU that is never dropped.
+    pub fn of(vcpu: &mut VcpuFd) -> Self {
+        Self(NonNull::from(&mut vcpu.get_kvm_run().immediate_exit))
+    }
+
+    /// The vCPU does not enter the guest any more. One that is there leaves at the next
+    /// signal to its thread.
+    pub fn pull(self) {
+        self.flag().store(1, Ordering::SeqCst);
+    }
+
+    /// The vCPU may enter the guest.
+    pub fn loosen(self) {
+        self.flag().store(0, Ordering::SeqCst);
+    }
+
+    /// Whether it may not.
+    pub fn pulled(self) -> bool {
+        self.flag().load(Ordering::SeqCst) != 0
+    }
+
+    fn flag(&self) -> &AtomicU8 {
+        // SAFETY: the byte is in the page that KVM shares with this process, which stays
+        // mapped as long as the vCPU, that is for ever.
+        unsafe { AtomicU8::from_ptr(self.0.as_ptr()) }
+    }
 }
 
 /// Makes the guest's memory the VM's.

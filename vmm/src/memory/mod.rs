@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod image;
 mod iovec;
 
 use std::io;
@@ -89,6 +90,18 @@ impl GuestRam {
         Ok(Self(Box::leak(Box::new(memory))))
     }
 
+    /// Guest memory with the content of a file ([`Self::save`]), which is mapped private:
+    /// pages that the guest does not write to are the page cache's, shared with all others.
+    pub fn restore(bytes: u64, file: BorrowedFd<'_>) -> Result<Self, MemoryError> {
+        let ram = Self::allocate(bytes)?;
+        let mut offset = 0;
+        for (start, length, _) in ram.regions() {
+            ram.map_file(file, offset, start, length)?;
+            offset += length;
+        }
+        Ok(ram)
+    }
+
     /// End of the memory that starts at address 0.
     pub fn low_end(&self) -> u64 {
         self.iter().next().map_or(0, GuestMemoryRegion::len)
@@ -139,11 +152,16 @@ impl GuestRam {
                 offset,
             )
         };
+        let failed = || MemoryError::MapFile {
+            address,
+            source: io::Error::last_os_error(),
+        };
         if result == libc::MAP_FAILED {
-            return Err(MemoryError::MapFile {
-                address,
-                source: io::Error::last_os_error(),
-            });
+            return Err(failed());
+        }
+        // SAFETY: sets a flag of the mapping just made; no memory is touched.
+        if unsafe { libc::madvise(result, size, libc::MADV_DONTDUMP) } != 0 {
+            return Err(failed());
         }
         Ok(())
     }

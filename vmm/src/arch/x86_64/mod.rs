@@ -6,3 +6,4 @@ pub mod linux_boot;
 pub mod mptable;
 pub mod msrs;
 pub mod regs;
+pub mod state;

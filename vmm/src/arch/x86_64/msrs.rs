@@ -1,7 +1,9 @@
-//! Model-specific registers whose reset value does not suit the guest kernel.
+//! Model-specific registers: those whose reset value does not suit the guest kernel, and
+//! all of them when a vCPU is saved.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
 
 use crate::kvm::{KvmError, failed};
 
@@ -31,6 +33,78 @@ pub fn set(vcpu: &VcpuFd) -> Result<(), KvmError> {
         return Err(KvmError::Missing(
             "the registers MISC_ENABLE and MTRR_DEF_TYPE",
         ));
+    }
+    Ok(())
+}
+
+const MSR_IA32_TSC: u32 = 0x10;
+const MSR_IA32_TSC_DEADLINE: u32 = 0x6e0;
+/// Registers of Hyper-V's interface, which our guests do not have: to write one, even
+/// with its own value, would switch the interface on.
+const HYPER_V: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_01ff;
+
+/// Registers and their values, in the order in which they are to be set.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SavedMsrs(Vec<(u32, u64)>);
+
+/// The registers that are saved.
+pub fn indices(kvm: &Kvm) -> Result<Vec<u32>, KvmError> {
+    let list = kvm
+        .get_msr_index_list()
+        .map_err(failed("list model-specific registers"))?;
+    let mut indices: Vec<u32> = list.as_slice().to_vec();
+    indices.retain(|index| !HYPER_V.contains(index));
+    // The timer's deadline is in the time of the TSC.
+    indices.sort_by_key(|index| (*index == MSR_IA32_TSC_DEADLINE, *index != MSR_IA32_TSC));
+    Ok(indices)
+}
+
+/// Reads those of the registers that this vCPU has.
+pub fn save(vcpu: &VcpuFd, indices: &[u32]) -> Result<SavedMsrs, KvmError> {
+    let what = "read model-specific registers";
+    let mut saved = Vec::with_capacity(indices.len());
+    let mut rest = indices;
+    while !rest.is_empty() {
+        let entries: Vec<_> = rest
+            .iter()
+            .map(|index| kvm_msr_entry {
+                index: *index,
+                ..Default::default()
+            })
+            .collect();
+        let mut msrs = Msrs::from_entries(&entries).map_err(|_| KvmError::Missing(what))?;
+        let read = vcpu.get_msrs(&mut msrs).map_err(failed(what))?;
+        let read = read.min(rest.len());
+        let entries = &msrs.as_slice()[..read];
+        saved.extend(entries.iter().map(|entry| (entry.index, entry.data)));
+        // KVM stops at the first that the vCPU does not have.
+        rest = rest.get(read + 1..).unwrap_or_default();
+    }
+    Ok(SavedMsrs(saved))
+}
+
+/// Sets the registers of a new vCPU.
+pub fn restore(vcpu: &VcpuFd, saved: &SavedMsrs) -> Result<(), KvmError> {
+    let what = "set model-specific registers";
+    let mut rest = saved.0.as_slice();
+    while !rest.is_empty() {
+        let entries: Vec<_> = rest
+            .iter()
+            .map(|(index, data)| kvm_msr_entry {
+                index: *index,
+                data: *data,
+                ..Default::default()
+            })
+            .collect();
+        let msrs = Msrs::from_entries(&entries).map_err(|_| KvmError::Missing(what))?;
+        let done = vcpu.set_msrs(&msrs).map_err(failed(what))?;
+        // Some can be read and not be set; as long as nothing is in them, nothing is lost.
+        if let Some((index, data)) = rest.get(done)
+            && *data != 0
+        {
+            return Err(KvmError::Msr(*index));
+        }
+        rest = rest.get(done + 1..).unwrap_or_default();
     }
     Ok(())
 }

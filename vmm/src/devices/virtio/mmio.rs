@@ -4,7 +4,9 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
 
+use super::persist::{RestoreError, SavedQueue, SavedTransport};
 use super::{Driver, Interrupt, VirtioDevice, feature};
 use crate::memory::GuestRam;
 
@@ -37,6 +39,8 @@ struct Registers {
     driver_features: u64,
     queue: u32,
     queues: Vec<Queue>,
+    /// The device's own queues while it is parked.
+    parked: Option<Vec<Queue>>,
 }
 
 /// A device's registers, shared by all vCPUs.
@@ -44,30 +48,98 @@ pub struct Transport {
     ram: GuestRam,
     device: Arc<Mutex<dyn VirtioDevice>>,
     interrupt: Arc<Interrupt>,
+    kick: EventFd,
     registers: Mutex<Registers>,
 }
 
 impl Transport {
-    /// Puts a device behind registers.
+    /// Puts a device behind registers. `kick` is what the driver's notifications write.
     pub fn new(
         ram: GuestRam,
         device: Arc<Mutex<dyn VirtioDevice>>,
         interrupt: Arc<Interrupt>,
+        kick: EventFd,
     ) -> Self {
         let queues = new_queues(lock(&device).queue_sizes());
         Self {
             ram,
             device,
             interrupt,
-            registers: Mutex::new(Registers {
-                status: 0,
-                device_features_page: 0,
-                driver_features_page: 0,
-                driver_features: 0,
-                queue: 0,
-                queues,
-            }),
+            kick,
+            registers: Mutex::new(Registers::new(queues)),
         }
+    }
+
+    /// Parks the device and takes everything down. [`Self::resume`] goes on.
+    pub fn save(&self) -> SavedTransport {
+        let mut registers = lock(&self.registers);
+        let parked = lock(&self.device).park();
+        // Saved once more without going on in between, it is parked already.
+        registers.parked = parked.or(registers.parked.take());
+        let saved = |queues: &Vec<Queue>| queues.iter().map(SavedQueue::of).collect();
+        SavedTransport {
+            status: registers.status,
+            device_features_page: registers.device_features_page,
+            driver_features_page: registers.driver_features_page,
+            driver_features: registers.driver_features,
+            queue: registers.queue,
+            interrupt: self.interrupt.status(),
+            queues: saved(&registers.queues),
+            live: registers.parked.as_ref().map(saved),
+        }
+    }
+
+    /// Becomes a device that was saved; [`Self::resume`] sets it to work. `index`: its
+    /// place among the devices, for the error's text.
+    pub fn restore(&self, saved: &SavedTransport, index: usize) -> Result<(), RestoreError> {
+        let sizes = lock(&self.device).queue_sizes();
+        let queues = |list: &[SavedQueue]| -> Option<Vec<Queue>> {
+            let queues = sizes
+                .iter()
+                .zip(list)
+                .map(|(size, saved)| saved.queue(*size));
+            queues
+                .collect::<Option<Vec<_>>>()
+                .filter(|_| list.len() == sizes.len())
+        };
+        let impossible = || RestoreError::Queues(index);
+        let live = saved.live.as_deref().map(|live| {
+            let valid = |list: &Vec<Queue>| list.iter().all(|queue| queue.is_valid(&*self.ram));
+            queues(live).filter(valid).ok_or_else(impossible)
+        });
+        *lock(&self.registers) = Registers {
+            status: saved.status,
+            device_features_page: saved.device_features_page,
+            driver_features_page: saved.driver_features_page,
+            driver_features: saved.driver_features,
+            queue: saved.queue,
+            queues: queues(&saved.queues).ok_or_else(impossible)?,
+            parked: live.transpose()?,
+        };
+        self.interrupt.restore(saved.interrupt);
+        Ok(())
+    }
+
+    /// Sets a parked device to work. `index`: as in [`Self::restore`].
+    pub fn resume(&self, index: usize) -> Result<(), RestoreError> {
+        let mut registers = lock(&self.registers);
+        let mut device = lock(&self.device);
+        let Some(queues) = registers.parked.take() else {
+            return Ok(());
+        };
+        let features = registers.driver_features;
+        if features & !device.features() != 0 {
+            return Err(RestoreError::Features(index));
+        }
+        device.activate(Driver {
+            queues,
+            features,
+            interrupt: Arc::clone(&self.interrupt),
+        });
+        // Requests may have come while nobody looked. It fails only when it is
+        // readable already.
+        let _ = self.kick.write(1);
+        Ok(())
     }
 
     /// The guest reads. Registers are 32 bits wide; the configuration space is bytes.
@@ -189,18 +261,24 @@ impl Transport {
         let mut device = lock(&self.device);
         device.reset();
         self.interrupt.acknowledge(u32::MAX);
-        *registers = Registers {
+        *registers = Registers::new(new_queues(device.queue_sizes()));
+    }
+}
+
+impl Registers {
+    /// As after a reset.
+    fn new(queues: Vec<Queue>) -> Self {
+        Self {
             status: 0,
             device_features_page: 0,
             driver_features_page: 0,
             driver_features: 0,
             queue: 0,
-            queues: new_queues(device.queue_sizes()),
-        };
+            queues,
+            parked: None,
+        }
     }
-}
 
-impl Registers {
     fn write_features(&mut self, value: u32) {
         if self.status & status::FEATURES_OK != 0 {
             return;
@@ -282,6 +360,9 @@ mod tests {
             self.driver = None;
             self.resets += 1;
         }
+        fn park(&mut self) -> Option<Vec<Queue>> {
+            self.driver.take().map(|driver| driver.queues)
+        }
     }
 
     struct Bench {
@@ -296,7 +377,12 @@ mod tests {
             let device = Arc::new(Mutex::new(Fake::default()));
             let interrupt = Arc::new(Interrupt::new(EventFd::new(0).unwrap()));
             Self {
-                transport: Transport::new(ram, device.clone(), interrupt.clone()),
+                transport: Transport::new(
+                    ram,
+                    device.clone(),
+                    interrupt.clone(),
+                    EventFd::new(0).unwrap(),
+                ),
                 device,
                 interrupt,
             }

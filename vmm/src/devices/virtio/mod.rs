@@ -4,6 +4,7 @@ pub mod block;
 pub mod fs;
 pub mod mmio;
 pub mod net;
+pub mod persist;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]
@@ -70,6 +71,15 @@ impl Interrupt {
         let _ = self.line.write(1);
     }
 
+    /// Raises it anew for reasons that a saved driver had not acknowledged: how far the
+    /// interrupt had come is not known, and one too many does no harm.
+    pub fn restore(&self, reasons: u32) {
+        self.status.store(reasons, Ordering::SeqCst);
+        if reasons != 0 {
+            let _ = self.line.write(1);
+        }
+    }
+
     /// The reasons that the driver has not acknowledged yet.
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
@@ -116,4 +126,7 @@ pub trait VirtioDevice: Send {
     fn activate(&mut self, driver: Driver);
     /// The driver is gone; forget everything it set up.
     fn reset(&mut self);
+    /// Stops work and gives the queues back, with no request half done, so that
+    /// [`Self::activate`] with them goes on where it was; `None` without a driver.
+    fn park(&mut self) -> Option<Vec<Queue>>;
 }

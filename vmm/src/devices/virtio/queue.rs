@@ -38,6 +38,11 @@ impl Ring {
         }
     }
 
+    /// Gives the queue back; requests that were taken off it must have been given back.
+    pub fn into_queue(self) -> Queue {
+        self.queue
+    }
+
     /// Takes the next request; `false` when there is none. A request whose buffers
     /// are not all guest memory comes out empty, so that the device finds it too
     /// short and gives it back.
@@ -66,7 +71,7 @@ impl Ring {
         true
     }
 
-    /// Puts the request taken last back.
+    /// Puts the request taken last back; as often as requests were taken.
     pub fn unpop(&mut self) {
         self.queue.go_to_previous_position();
     }

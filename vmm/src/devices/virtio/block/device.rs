@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use virtio_queue::Queue;
+
 use super::Disk;
 use super::config::{self, QUEUE_SIZE};
 use super::metrics::BlockCounters;
@@ -69,6 +71,11 @@ impl Block {
         Ok(())
     }
 
+    /// Whether there is a disk.
+    pub fn attached(&self) -> bool {
+        self.disk.is_some()
+    }
+
     /// Whether a disk can be attached.
     pub fn check_free(&self) -> Result<(), AttachError> {
         if self.disk.is_some() {
@@ -79,6 +86,12 @@ impl Block {
             return Err(AttachError::Bound);
         }
         Ok(())
+    }
+
+    /// Puts the disk of a machine that was restored, or that has not run yet, in its
+    /// place: one like that of before, as a driver may be there.
+    pub fn replace(&mut self, disk: Box<dyn Disk>) {
+        self.set_disk(Some(disk));
     }
 
     /// Takes the disk away. A driver that stays gets I/O errors.
@@ -228,6 +241,11 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.live = None;
     }
+
+    fn park(&mut self) -> Option<Vec<Queue>> {
+        let (ring, _) = self.live.take()?;
+        Some(vec![ring.into_queue()])
+    }
 }
 
 #[cfg(test)]
@@ -260,7 +278,7 @@ mod tests {
         fn scratch() -> Self {
             let file = File::from(sys::memory_file(c"scratch").unwrap());
             file.set_len(1 << 20).unwrap();
-            Self::new(Box::new(FileDisk::scratch(file).unwrap()))
+            Self::new(Box::new(FileDisk::scratch(file, 1 << 20).unwrap()))
         }
 
         /// Carries out one request; returns status and bytes written.

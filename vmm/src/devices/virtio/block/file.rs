@@ -24,25 +24,23 @@ pub struct FileDisk {
 pub struct BadSize(u64);
 
 impl FileDisk {
-    /// Takes the file behind vdb; its length, in whole sectors, is the disk's capacity.
-    pub fn scratch(file: File) -> io::Result<Self> {
-        let capacity = file.metadata()?.len() / SECTOR * SECTOR;
-        Ok(Self {
-            file,
-            serial: "scratch",
-            capacity,
-            read_only: false,
-        })
+    /// Takes the file behind vdb, of which `size` bytes are shown.
+    pub fn scratch(file: File, size: u64) -> Result<Self, BadSize> {
+        Self::new(file, "scratch", size, false)
     }
 
     /// Takes the file or block device of a volume, of which `size` bytes are shown.
     pub fn volume(file: File, size: u64, read_only: bool) -> Result<Self, BadSize> {
+        Self::new(file, "volume", size, read_only)
+    }
+
+    fn new(file: File, serial: &'static str, size: u64, read_only: bool) -> Result<Self, BadSize> {
         if size == 0 || !size.is_multiple_of(SECTOR) || i64::try_from(size).is_err() {
             return Err(BadSize(size));
         }
         Ok(Self {
             file,
-            serial: "volume",
+            serial,
             capacity: size,
             read_only,
         })

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
+use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::backend::{ARENA_SIZE, Backend, PLACES};
@@ -104,6 +105,11 @@ impl Fs {
             loss: None,
             lost,
         }
+    }
+
+    /// Whether there is a daemon.
+    pub fn attached(&self) -> bool {
+        self.daemon.is_some()
     }
 
     /// Puts a daemon behind the device; returns its generation.
@@ -396,6 +402,12 @@ impl VirtioDevice for Fs {
     fn reset(&mut self) {
         self.driver += 1;
         self.live = None;
+    }
+
+    /// Only without a daemon: it may have requests.
+    fn park(&mut self) -> Option<Vec<Queue>> {
+        let live = self.live.take()?;
+        Some(live.rings.into_iter().map(Ring::into_queue).collect())
     }
 }
 

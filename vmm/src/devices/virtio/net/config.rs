@@ -1,7 +1,8 @@
 //! Features and configuration space of virtio-net.
 
+use serde::{Deserialize, Serialize};
+
 use crate::devices::virtio::feature;
-use crate::spec::NetSpec;
 
 /// Size of the receive and of the transmit queue.
 pub const QUEUE_SIZE: u16 = 256;
@@ -17,7 +18,6 @@ pub const MIN_PACKET: usize = HEADER_SIZE + 14;
 /// Feature bits.
 const F_CSUM: u64 = 1;
 const F_GUEST_CSUM: u64 = 1 << 1;
-const F_MTU: u64 = 1 << 3;
 const F_MAC: u64 = 1 << 5;
 const F_GUEST_TSO4: u64 = 1 << 7;
 const F_GUEST_TSO6: u64 = 1 << 8;
@@ -34,7 +34,7 @@ const F_HOST_USO: u64 = 1 << 56;
 /// A packet may fill several buffers: without it each would have to hold 64 KiB.
 pub const REQUIRED: u64 = feature::VERSION_1 | F_MRG_RXBUF;
 /// Offered in any case.
-const BASIC: u64 = feature::COMMON | F_MTU | F_MAC | F_MRG_RXBUF | F_STATUS;
+const BASIC: u64 = feature::COMMON | F_MAC | F_MRG_RXBUF | F_STATUS;
 /// Offered when the TAP takes and gives such packets.
 const OFFLOADS: u64 = F_CSUM
     | F_GUEST_CSUM
@@ -55,22 +55,31 @@ const TUN_F_TSO_ECN: u32 = 8;
 const TUN_F_USO4: u32 = 0x20;
 const TUN_F_USO6: u32 = 0x40;
 /// What the guest is offered without UDP segmentation.
-pub const TAP_OFFLOADS: u32 = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+const TAP_OFFLOADS: u32 = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
 /// What is added with it.
-pub const TAP_UDP_OFFLOADS: u32 = TUN_F_USO4 | TUN_F_USO6;
+const TAP_UDP_OFFLOADS: u32 = TUN_F_USO4 | TUN_F_USO6;
 
-/// MAC of a NIC without a network: locally administered.
-const IDLE_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
-const IDLE_MTU: u16 = 1500;
+/// The MAC that every NIC starts with: the pod's own is set by the guest, since all
+/// VMs are restored from one. Locally administered.
+pub const MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
 const LINK_UP: u16 = 1;
 
 /// Which offloads the TAP has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Offloads {
     /// Checksums and TCP segmentation.
     Tcp,
-    /// UDP segmentation as well.
+    /// UDP segmentation as well (Linux 6.2).
     TcpAndUdp,
+}
+
+/// TUN_F_* flags of what a NIC offers.
+pub fn tap_offloads(offloads: Offloads) -> u32 {
+    match offloads {
+        Offloads::Tcp => TAP_OFFLOADS,
+        Offloads::TcpAndUdp => TAP_OFFLOADS | TAP_UDP_OFFLOADS,
+    }
 }
 
 /// Features of a NIC.
@@ -82,16 +91,11 @@ pub fn features(offloads: Offloads) -> u64 {
     BASIC | OFFLOADS | udp
 }
 
-/// `struct virtio_net_config`; without a network the link is down.
-pub fn space(spec: Option<&NetSpec>) -> Vec<u8> {
-    let (mac, mtu, status) = match spec {
-        Some(spec) => (spec.mac, spec.mtu, LINK_UP),
-        None => (IDLE_MAC, IDLE_MTU, 0),
-    };
-    let mut space = mac.to_vec();
-    space.extend_from_slice(&status.to_le_bytes());
+/// `struct virtio_net_config`.
+pub fn space() -> Vec<u8> {
+    let mut space = MAC.to_vec();
+    space.extend_from_slice(&LINK_UP.to_le_bytes());
     // max_virtqueue_pairs
     space.extend_from_slice(&1u16.to_le_bytes());
-    space.extend_from_slice(&mtu.to_le_bytes());
     space
 }

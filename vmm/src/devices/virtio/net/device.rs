@@ -6,12 +6,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use virtio_queue::Queue;
+
 use super::config::{self, HEADER_SIZE, MAX_PACKET, MIN_PACKET, NUM_BUFFERS, Offloads, QUEUE_SIZE};
 use super::metrics::NetCounters;
 use crate::devices::virtio::queue::{Chain, Ring};
 use crate::devices::virtio::{Driver, Interrupt, VirtioDevice, device_type};
 use crate::memory::{GuestRam, IoVec};
-use crate::spec::NetSpec;
 use crate::sys;
 
 /// Packets moved in one go in one direction, so that other devices get their turn.
@@ -58,42 +59,31 @@ pub struct Net {
 }
 
 impl Net {
-    /// A NIC. Without a TAP it is there all the same, with its link down, so that
-    /// all VMs have one shape.
-    pub fn new(
-        ram: GuestRam,
-        tap: Option<(File, NetSpec)>,
-        counters: Arc<NetCounters>,
-    ) -> io::Result<Self> {
-        let offloads = match &tap {
-            Some((tap, _)) => set_up_tap(tap.as_fd())?,
-            None => Offloads::TcpAndUdp,
-        };
-        Ok(Self {
+    /// A NIC without a TAP: it loses what the guest sends.
+    pub fn new(ram: GuestRam, offloads: Offloads, counters: Arc<NetCounters>) -> Self {
+        Self {
             ram,
-            features: config::features(offloads),
-            config: config::space(tap.as_ref().map(|(_, spec)| spec)),
-            tap: tap.map(|(tap, _)| tap),
+            tap: None,
             readable: false,
+            features: config::features(offloads),
+            config: config::space(),
             counters,
             chain: Chain::default(),
             live: None,
-        })
+        }
     }
 
     /// A NIC over anything that gives and takes packets, as a TAP does.
     #[cfg(any(test, feature = "testing"))]
     pub fn over(ram: GuestRam, wire: File) -> Self {
-        Self {
-            ram,
-            tap: Some(wire),
-            readable: false,
-            features: config::features(Offloads::TcpAndUdp),
-            config: config::space(None),
-            counters: Arc::default(),
-            chain: Chain::default(),
-            live: None,
-        }
+        let mut nic = Self::new(ram, Offloads::TcpAndUdp, Arc::default());
+        nic.set_tap(wire);
+        nic
+    }
+
+    /// Connects the NIC to a TAP that was set up for these offloads ([`super::set_up_tap`]).
+    pub fn set_tap(&mut self, tap: File) {
+        self.tap = Some(tap);
     }
 
     /// The TAP, to wait for (edge-triggered).
@@ -237,14 +227,13 @@ impl Net {
     }
 }
 
-/// Makes the TAP speak the header that the guest does, with what it can offload.
-fn set_up_tap(tap: BorrowedFd<'_>) -> io::Result<Offloads> {
+/// Makes a TAP speak the header that the guest does, and take what the NIC offers it.
+///
+/// # Errors
+/// When it is no TAP, or does not know these offloads.
+pub fn set_up_tap(tap: BorrowedFd<'_>, offloads: Offloads) -> io::Result<()> {
     sys::tap_set_header_length(tap, HEADER_SIZE as i32)?;
-    if sys::tap_set_offload(tap, config::TAP_OFFLOADS | config::TAP_UDP_OFFLOADS).is_ok() {
-        return Ok(Offloads::TcpAndUdp);
-    }
-    sys::tap_set_offload(tap, config::TAP_OFFLOADS)?;
-    Ok(Offloads::Tcp)
+    sys::tap_set_offload(tap, config::tap_offloads(offloads))
 }
 
 impl VirtioDevice for Net {
@@ -285,6 +274,15 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.live = None;
     }
+
+    fn park(&mut self) -> Option<Vec<Queue>> {
+        let mut live = self.live.take()?;
+        // No packet is in them yet.
+        for _ in live.buffers.drain(..) {
+            live.receive.unpop();
+        }
+        Some(vec![live.receive.into_queue(), live.transmit.into_queue()])
+    }
 }
 
 #[cfg(test)]
@@ -293,6 +291,7 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use virtio_queue::QueueT;
 
     use super::*;
     use crate::devices::virtio::testing::{BUFFERS, TestDriver};
@@ -409,15 +408,24 @@ mod tests {
     }
 
     #[test]
-    fn without_a_network_the_link_is_down() {
-        let net = Net::new(TestDriver::memory(), None, Arc::default()).unwrap();
-        assert_eq!(net.config()[6..8], [0, 0]);
-        let spec = NetSpec {
-            mac: [2, 0, 0, 0, 0, 9],
-            mtu: 9000,
-        };
-        let space = config::space(Some(&spec));
-        assert_eq!(space[..8], [2, 0, 0, 0, 0, 9, 1, 0]);
-        assert_eq!(space[10..12], 9000u16.to_le_bytes());
+    fn a_parked_nic_goes_on_with_the_same_buffers() {
+        let mut bench = Bench::new();
+        // Taken off the queue, but not enough for a packet.
+        bench.offer(3, 2048);
+        bench.wire.write_all(&packet(100)).unwrap();
+        assert!(!bench.device.tap_readable());
+        let queues = bench.device.park().unwrap();
+        assert!(bench.device.park().is_none());
+        assert_eq!(queues[0].next_avail(), 0);
+        let features = bench.device.features();
+        bench.device.activate(Driver {
+            queues,
+            features,
+            interrupt: Arc::clone(&bench.driver.interrupt),
+        });
+        bench.offer(40, 2048);
+        assert!(!bench.device.process());
+        assert_eq!(bench.driver.queues[0].used(), Some((0, 100)));
+        assert_eq!(bench.driver.read(BUFFERS + 12, 88), packet(100)[12..]);
     }
 }

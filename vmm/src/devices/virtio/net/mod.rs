@@ -4,5 +4,6 @@ mod config;
 mod device;
 mod metrics;
 
-pub use device::Net;
+pub use config::{MAC, Offloads};
+pub use device::{Net, set_up_tap};
 pub use metrics::{NetCounters, NetStats};

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use virtio_queue::Queue;
+
 use super::config::{BURST, FEATURES, MAX_REQUEST, QUEUE_SIZE, REFILL_MILLIS};
 use super::metrics::RngCounters;
 use crate::devices::virtio::queue::{Chain, Ring};
@@ -94,6 +96,11 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.live = None;
+    }
+
+    fn park(&mut self) -> Option<Vec<Queue>> {
+        let (ring, _) = self.live.take()?;
+        Some(vec![ring.into_queue()])
     }
 }
 

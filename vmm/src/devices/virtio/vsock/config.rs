@@ -13,6 +13,9 @@ pub const FIRST_HOST_PORT: u32 = 1 << 30;
 
 /// Receive, transmit and event queue.
 pub const QUEUE_SIZES: [u16; 3] = [128, 128, 4];
+/// What the guest is told on the event queue when all its connections are gone
+/// (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET).
+pub const TRANSPORT_RESET: u32 = 0;
 /// Features offered: stream sockets need none.
 pub const FEATURES: u64 = feature::COMMON;
 /// `struct virtio_vsock_config`.

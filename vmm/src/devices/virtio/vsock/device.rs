@@ -7,14 +7,16 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use virtio_queue::Queue;
 
 use super::config::{
     FEATURES, FIRST_HOST_PORT, GUEST_CID, HOST_CID, MAX_CONNECTIONS, MAX_REPLIES, QUEUE_SIZES,
-    READY_PORT, SPACE,
+    READY_PORT, SPACE, TRANSPORT_RESET,
 };
 use super::connection::{Connection, Verdict};
 use super::metrics::VsockCounters;
 use super::packet::{HEADER_SIZE, Header, TYPE_STREAM, op};
+use super::persist::SavedVsock;
 use crate::devices::virtio::queue::{Chain, Ring};
 use crate::devices::virtio::{Driver, Interrupt, VirtioDevice, device_type};
 use crate::memory::GuestRam;
@@ -29,13 +31,14 @@ const LISTENER: u64 = u64::MAX;
 struct Live {
     receive: Ring,
     transmit: Ring,
+    events: Ring,
     interrupt: Arc<Interrupt>,
 }
 
 /// The socket device.
 pub struct Vsock {
     ram: GuestRam,
-    listener: UnixListener,
+    listener: Option<UnixListener>,
     epoll: Epoll,
     connections: BTreeMap<u32, Connection>,
     next_port: u32,
@@ -45,35 +48,54 @@ pub struct Vsock {
     replies: VecDeque<Header>,
     guest_ready: bool,
     ready_news: bool,
+    /// The guest must be told that its connections are gone.
+    reset_news: bool,
     counters: Arc<VsockCounters>,
     chain: Chain,
     live: Option<Live>,
 }
 
 impl Vsock {
-    /// A device whose host side is `listener`.
-    pub fn new(
-        ram: GuestRam,
-        listener: UnixListener,
-        counters: Arc<VsockCounters>,
-    ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+    /// A device that nobody can reach until it listens.
+    pub fn new(ram: GuestRam, counters: Arc<VsockCounters>) -> io::Result<Self> {
         Ok(Self {
             ram,
-            listener,
-            epoll,
+            listener: None,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             connections: BTreeMap::new(),
             next_port: FIRST_HOST_PORT,
             waiting: VecDeque::new(),
             replies: VecDeque::new(),
             guest_ready: false,
             ready_news: false,
+            reset_news: false,
             counters,
             chain: Chain::default(),
             live: None,
         })
+    }
+
+    /// Makes `listener`, which must not block, the host side.
+    pub fn listen(&mut self, listener: UnixListener) -> io::Result<()> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER);
+        self.epoll.add(&listener, event)?;
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    /// What must be known to go on later, in another process.
+    pub fn save(&self) -> SavedVsock {
+        let mut connections = self.connections.values();
+        SavedVsock {
+            guest_ready: self.guest_ready,
+            connected: connections.any(Connection::known_to_guest),
+        }
+    }
+
+    /// Goes on from a saved device.
+    pub fn restore(&mut self, saved: SavedVsock) {
+        self.guest_ready = saved.guest_ready;
+        self.reset_news = saved.connected;
     }
 
     /// Becomes readable when [`Self::process_sockets`] has something to do.
@@ -114,6 +136,7 @@ impl Vsock {
         let Some(mut live) = self.live.take() else {
             return false;
         };
+        self.tell_reset(&mut live);
         let more = self.transmit(&mut live) | self.receive(&mut live);
         live.transmit.notify(&live.interrupt);
         live.receive.notify(&live.interrupt);
@@ -121,8 +144,20 @@ impl Vsock {
         more
     }
 
+    /// Tells the guest that all its connections are gone, if it does not know yet.
+    fn tell_reset(&mut self, live: &mut Live) {
+        if self.reset_news && live.events.pop(&mut self.chain) {
+            let event = TRANSPORT_RESET.to_le_bytes();
+            let written = self.chain.writable.copy_from(0, &event);
+            // An event is 4 bytes.
+            live.events.push(self.chain.head, written as u32);
+            live.events.notify(&live.interrupt);
+            self.reset_news = false;
+        }
+    }
+
     fn accept(&mut self) {
-        while let Ok(socket) = sys::accept(self.listener.as_fd()) {
+        while let Some(Ok(socket)) = self.listener.as_ref().map(|one| sys::accept(one.as_fd())) {
             if self.connections.len() >= MAX_CONNECTIONS {
                 // Closed at once: the client sees that there is no room.
                 continue;
@@ -312,16 +347,21 @@ impl VirtioDevice for Vsock {
     }
 
     fn activate(&mut self, driver: Driver) {
-        // The third queue is for events, of which we have none.
-        let mut queues = driver.queues.into_iter();
-        let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
+        let Ok([receive, transmit, events]) = <[Queue; 3]>::try_from(driver.queues) else {
             return;
         };
         self.live = Some(Live {
             receive: Ring::new(receive, self.ram),
             transmit: Ring::new(transmit, self.ram),
+            events: Ring::new(events, self.ram),
             interrupt: driver.interrupt,
         });
+    }
+
+    fn park(&mut self) -> Option<Vec<Queue>> {
+        let live = self.live.take()?;
+        let rings = [live.receive, live.transmit, live.events];
+        Some(rings.into_iter().map(Ring::into_queue).collect())
     }
 
     fn reset(&mut self) {
@@ -368,8 +408,10 @@ mod tests {
             let name = format!("joey-vsock-test-{}-{name}", std::process::id());
             let address = SocketAddr::from_abstract_name(name).unwrap();
             let listener = UnixListener::bind_addr(&address).unwrap();
+            listener.set_nonblocking(true).unwrap();
             let ram = TestDriver::memory();
-            let mut device = Vsock::new(ram, listener, Arc::default()).unwrap();
+            let mut device = Vsock::new(ram, Arc::default()).unwrap();
+            device.listen(listener).unwrap();
             let driver = TestDriver::start(ram, &mut device);
             Self {
                 device,

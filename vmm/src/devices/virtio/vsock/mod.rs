@@ -10,8 +10,10 @@ mod connection;
 mod device;
 mod metrics;
 mod packet;
+mod persist;
 
 pub use config::{GUEST_CID, READY_PORT};
 pub use device::Vsock;
 pub use metrics::{VsockCounters, VsockStats};
 pub use packet::{HEADER_SIZE, Header};
+pub use persist::SavedVsock;

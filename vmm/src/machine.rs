@@ -1,0 +1,107 @@
+//! The VM as its owner sees it: it runs, stands still, and can be written to files.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, Mutex};
+
+use crate::arch::x86_64::state::SavedChips;
+use crate::cpus::Cpus;
+use crate::devices::virtio::block::{Block, FileDisk};
+use crate::devices::virtio::net::Net;
+use crate::devices::virtio::vsock::Vsock;
+use crate::files::RunFiles;
+use crate::memory::GuestRam;
+use crate::poll::lock;
+use crate::snapshot::{Snapshot, SnapshotError};
+use crate::spec::VmSpec;
+use crate::vm::CpuFactory;
+
+/// Everything that runs and stops together.
+pub struct Machine {
+    /// Its shape.
+    pub spec: VmSpec,
+    /// Its vCPUs.
+    pub cpus: Cpus,
+    /// The VM behind them.
+    pub factory: CpuFactory,
+    /// vdb.
+    pub scratch: Arc<Mutex<Block>>,
+    /// The NIC.
+    pub net: Arc<Mutex<Net>>,
+    /// The socket device.
+    pub vsock: Arc<Mutex<Vsock>>,
+    /// It was given its files.
+    pub ran: bool,
+}
+
+impl Machine {
+    /// Lets it run for the first time, on these files.
+    pub fn run(&mut self, scratch: u64, files: RunFiles<OwnedFd>) -> Result<(), String> {
+        if self.ran {
+            return Err("the VM runs on its files already: use resume".into());
+        }
+        let disk = FileDisk::scratch(File::from(files.scratch), scratch);
+        let disk = disk.map_err(|error| format!("scratch: {error}"))?;
+        lock(&self.scratch).replace(Box::new(disk));
+        let listener = UnixListener::from(files.vsock_listener);
+        let listening = lock(&self.vsock).listen(listener);
+        listening.map_err(|error| format!("the vsock listener: {error}"))?;
+        if let Some(tap) = files.tap {
+            lock(&self.net).set_tap(File::from(tap));
+        }
+        // What goes wrong from here on leaves devices half at work: it is not tried again.
+        self.ran = true;
+        let bus = &self.factory.shared.bus;
+        bus.resume().map_err(|error| error.to_string())?;
+        self.cpus.resume().map_err(|error| error.to_string())
+    }
+
+    /// Stops all vCPUs.
+    pub fn pause(&mut self) -> Result<(), String> {
+        self.check_ran()?;
+        self.cpus.pause().map_err(|error| error.to_string())
+    }
+
+    /// Lets them go on.
+    pub fn resume(&mut self) -> Result<(), String> {
+        self.check_ran()?;
+        self.cpus.resume().map_err(|error| error.to_string())
+    }
+
+    /// Makes a vCPU, so that the guest can start it.
+    pub fn online(&mut self, cpu: u8) -> Result<(), String> {
+        self.check_ran()?;
+        self.cpus.online(cpu).map_err(|error| error.to_string())
+    }
+
+    /// Writes it to two files. It must be paused.
+    pub fn save(&mut self, ram: GuestRam, memory: OwnedFd, state: OwnedFd) -> Result<(), String> {
+        self.check_ran()?;
+        let cpus = self.cpus.save().map_err(|error| error.to_string())?;
+        let bus = &self.factory.shared.bus;
+        let devices = bus.save();
+        let vsock = lock(&self.vsock).save();
+        let saved = SavedChips::save(&self.factory.vm)
+            .and_then(|chips| Ok((chips, self.factory.cpuid.for_cpu(0)?)))
+            .map_err(|error| error.to_string())
+            .and_then(|(chips, cpuid)| {
+                let spec = self.spec.clone();
+                let snapshot = Snapshot::new(spec, &cpuid, cpus, chips, devices, vsock);
+                ram.save(memory.as_fd())
+                    .map_err(SnapshotError::from)
+                    .and_then(|_| snapshot.write(File::from(state)))
+                    .map_err(|error| error.to_string())
+            });
+        // They go on, whether it was saved or not.
+        bus.resume().map_err(|error| error.to_string())?;
+        saved
+    }
+
+    fn check_ran(&self) -> Result<(), String> {
+        if self.ran {
+            return Ok(());
+        }
+        Err("the VM does not run yet: send run first".into())
+    }
+}

@@ -1,0 +1,138 @@
+//! A VM that stands still, as two files: its memory, and everything else.
+//!
+//! What runs on the host is not in it: the files behind the disks, the TAP, the clients
+//! of vsock. A VM that goes on from a snapshot gets them anew.
+
+mod envelope;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+use serde::{Deserialize, Serialize};
+
+pub use envelope::EnvelopeError;
+
+use crate::arch::x86_64::state::{SavedChips, SavedCpu};
+use crate::devices::virtio::persist::{RestoreError, SavedTransport};
+use crate::devices::virtio::vsock::SavedVsock;
+use crate::spec::VmSpec;
+
+/// Longest state file in bytes; 32 vCPUs take a tenth of it.
+const MAX_STATE: u64 = 4 << 20;
+
+/// Why there is no VM from a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A file cannot be read or written.
+    #[error("a file of the snapshot cannot be used: {0}")]
+    Io(#[from] io::Error),
+    /// The state file cannot be trusted.
+    #[error("the snapshot's state cannot be used: {0}; make it anew")]
+    Envelope(#[from] EnvelopeError),
+    /// The content is not what this version writes, though the envelope says so.
+    #[error("the snapshot's state makes no sense: {0}; make it anew")]
+    Content(#[from] postcard::Error),
+    /// It is of a VM of another shape.
+    #[error("the snapshot is of another VM, with {0:?}")]
+    Spec(Box<VmSpec>),
+    /// The processors of this host differ from those where it was made.
+    #[error("the snapshot was made on other processors, or with another KVM")]
+    Processor,
+    /// The memory's file has another size than the VM's memory.
+    #[error("the snapshot's memory has {found} bytes, not {expected}; make it anew")]
+    Memory {
+        /// Bytes there.
+        found: u64,
+        /// Bytes of the VM.
+        expected: u64,
+    },
+    /// Its devices are not those of this VM.
+    #[error(transparent)]
+    Devices(#[from] RestoreError),
+}
+
+/// Everything but the memory.
+#[derive(Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The VM's shape.
+    pub spec: VmSpec,
+    /// What CPU 0 can do.
+    cpuid: Vec<kvm_cpuid_entry2>,
+    /// The vCPUs that there are, by number.
+    pub cpus: Vec<(u8, SavedCpu)>,
+    /// Interrupt controllers and clock.
+    pub chips: SavedChips,
+    /// All devices, in their order.
+    pub devices: Vec<SavedTransport>,
+    /// What the socket device has beside its queues.
+    pub vsock: SavedVsock,
+}
+
+impl Snapshot {
+    /// Puts the parts together. `cpuid`: CPU 0's.
+    pub fn new(
+        spec: VmSpec,
+        cpuid: &CpuId,
+        cpus: Vec<(u8, SavedCpu)>,
+        chips: SavedChips,
+        devices: Vec<SavedTransport>,
+        vsock: SavedVsock,
+    ) -> Self {
+        let cpuid = cpuid.as_slice().to_vec();
+        Self {
+            spec,
+            cpuid,
+            cpus,
+            chips,
+            devices,
+            vsock,
+        }
+    }
+
+    /// Writes it to an empty file.
+    pub fn write(&self, mut file: File) -> Result<(), SnapshotError> {
+        let content = postcard::to_allocvec(self)?;
+        Ok(file.write_all(&envelope::seal(&content))?)
+    }
+
+    /// Reads it, if it is whole and of this version.
+    pub fn read(file: File) -> Result<Self, SnapshotError> {
+        let mut sealed = Vec::new();
+        file.take(MAX_STATE).read_to_end(&mut sealed)?;
+        Ok(postcard::from_bytes(envelope::open(&sealed)?)?)
+    }
+
+    /// Whether a VM of this shape can go on from it. As whom the VMM runs is no part of
+    /// the shape.
+    pub fn check(&self, spec: &VmSpec) -> Result<(), SnapshotError> {
+        let theirs = VmSpec {
+            uid: spec.uid,
+            gid: spec.gid,
+            ..self.spec.clone()
+        };
+        if theirs != *spec {
+            return Err(SnapshotError::Spec(Box::new(theirs)));
+        }
+        Ok(())
+    }
+
+    /// Whether a file is this VM's memory by its size: pages beyond a file's end would
+    /// kill the process.
+    pub fn check_memory(&self, file: &File) -> Result<(), SnapshotError> {
+        let found = file.metadata()?.len();
+        let expected = u64::from(self.spec.memory_mib) << 20;
+        if found != expected {
+            return Err(SnapshotError::Memory { found, expected });
+        }
+        Ok(())
+    }
+
+    /// Whether vCPUs of this CPUID can go on from it.
+    pub fn check_cpu(&self, cpuid: &CpuId) -> Result<(), SnapshotError> {
+        if self.cpuid != cpuid.as_slice() {
+            return Err(SnapshotError::Processor);
+        }
+        Ok(())
+    }
+}
