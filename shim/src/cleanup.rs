@@ -93,7 +93,7 @@ mod tests {
             cgroup: root.path().join("no-such-cgroup"),
             ..Record::new("n", "abc")
         };
-        StateDir::create(root.path(), &record, bundle.path()).unwrap();
+        StateDir::create(root.path(), &record, Some(bundle.path())).unwrap();
         let args = ["-namespace", "n", "-id", "abc", "delete"];
         let flags = containerd_shim::parse(&args).unwrap();
         let response = delete(&flags, bundle.path());

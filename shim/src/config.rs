@@ -66,6 +66,9 @@ pub struct Config {
     pub vcpus: u8,
     /// Upper bound of a pod's vCPUs; 0: as many as the host has processors.
     pub max_vcpus: u8,
+    /// Whether sandboxes start from a template, which the first one has made, instead of
+    /// booting each.
+    pub templates: bool,
     /// Size of a pod's scratch disk in MiB. It is sparse: only what the pod
     /// writes is used.
     pub scratch_mib: u64,
@@ -95,6 +98,7 @@ impl Default for Config {
             max_memory_mib: 0,
             vcpus: 1,
             max_vcpus: 0,
+            templates: true,
             scratch_mib: 10240,
             uid_base: 1_885_000_000,
             uid_count: 65536,

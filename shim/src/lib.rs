@@ -26,6 +26,7 @@ pub mod stages;
 pub mod streams;
 pub mod task_state;
 pub mod telemetry;
+pub mod templates;
 pub mod vm;
 pub mod vmm_log;
 pub mod volumes;

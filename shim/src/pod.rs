@@ -178,6 +178,14 @@ impl Size {
         Self::within(&limits, config)
     }
 
+    /// Of the VM that a template is made of.
+    pub fn of_template(config: &Config) -> Self {
+        Self {
+            memory_mib: config.memory_mib,
+            vcpus: config.vcpus,
+        }
+    }
+
     fn within(limits: &Limits, config: &Config) -> Self {
         let limit_mib = positive(limits.memory).map_or(0, |bytes| bytes.div_ceil(1 << 20));
         let wanted_mib = u64::from(config.memory_mib) + limit_mib;

@@ -3,6 +3,8 @@
 //! bounded in length and number.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +19,9 @@ use crate::printable::printable;
 
 /// Longest line, in bytes; longer ones are cut in pieces.
 const MAX_LINE: usize = 1024;
+
+/// Most bytes that wait in a pipe.
+const MAX_PIPE: u64 = 1 << 20;
 
 /// Lines that are remembered.
 const REMEMBERED: usize = 16;
@@ -104,6 +109,16 @@ fn take(line: &[u8], lines: &Mutex<VecDeque<String>>, limit: &mut Limit) {
 
 fn lock(lines: &Mutex<VecDeque<String>>) -> MutexGuard<'_, VecDeque<String>> {
     lines.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The last line of a VMM that is dead; empty: it said nothing.
+pub fn last_line(pipe: OwnedFd) -> String {
+    let mut said = Vec::new();
+    // A pipe holds no more. What cannot be read was not said.
+    let _ = File::from(pipe).take(MAX_PIPE).read_to_end(&mut said);
+    let line = said.trim_ascii_end().rsplit(|byte| *byte == b'\n').next();
+    let line = line.unwrap_or_default();
+    printable(line, MAX_LINE)
 }
 
 #[cfg(test)]

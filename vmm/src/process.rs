@@ -281,7 +281,11 @@ impl Owner {
                 return self.storage.attach_disk(file, size, read_only);
             }
             Action::DetachDisk { slot } => self.storage.detach_disk(slot)?,
-            Action::Stats => return Ok(Reply::Stats(Box::new(self.counters.stats()))),
+            Action::Stats => {
+                let mut stats = self.counters.stats();
+                stats.vsock.open = lock(&self.machine.vsock).open();
+                return Ok(Reply::Stats(Box::new(stats)));
+            }
             Action::KernelLog => {
                 let log = kernel_log::read(self.ram, &self.kernel);
                 return Ok(Reply::KernelLog(log.map_err(|error| error.to_string())?));

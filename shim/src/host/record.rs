@@ -12,6 +12,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::templates;
+
 /// Name of the record.
 const RECORD: &str = "sandbox.json";
 
@@ -73,13 +75,13 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Makes it with its record in it, and leaves a pointer to it in the bundle for
-    /// `delete`. Wherever this process is killed, what it leaves is found again: the
+    /// Makes it with its record in it, and leaves a pointer to it in the bundle, if it is
+    /// containerd's sandbox, for `delete`. Wherever this process is killed, what it leaves is found again: the
     /// directory has a name that tells its maker until all of that is there.
     ///
     /// # Errors
     /// When it exists already or cannot be made.
-    pub fn create(root: &Path, record: &Record, bundle: &Path) -> io::Result<Self> {
+    pub fn create(root: &Path, record: &Record, bundle: Option<&Path>) -> io::Result<Self> {
         let parent = root.join(&record.namespace);
         let path = path(root, &record.namespace, &record.id);
         if path.exists() {
@@ -89,7 +91,9 @@ impl StateDir {
         make(&unfinished)?;
         let finish = || {
             write_record(&unfinished, record)?;
-            fs::write(bundle.join(POINTER), path.as_os_str().as_encoded_bytes())?;
+            if let Some(bundle) = bundle {
+                fs::write(bundle.join(POINTER), path.as_os_str().as_encoded_bytes())?;
+            }
             // Fails if another made it meanwhile, as that one is not empty.
             fs::rename(&unfinished, &path)?;
             File::open(&path)
@@ -174,6 +178,7 @@ pub fn state_dirs(root: &Path) -> Vec<PathBuf> {
     };
     let mut found: Vec<_> = directories(root)
         .iter()
+        .filter(|namespace| !namespace.ends_with(templates::DIRECTORY))
         .flat_map(|namespace| directories(namespace))
         .collect();
     found.sort();
@@ -331,7 +336,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let bundle = tempfile::tempdir().unwrap();
         let mut record = Record::new("k8s.io", "abc");
-        let dir = StateDir::create(root.path(), &record, bundle.path()).unwrap();
+        let dir = StateDir::create(root.path(), &record, Some(bundle.path())).unwrap();
         let path = StateDir::of_bundle(bundle.path()).unwrap();
         assert_eq!(path, dir.path());
         assert_eq!(read(&path).unwrap().as_ref(), Some(&record));
@@ -351,7 +356,7 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         let (namespace, id) = ("n".repeat(76), "i".repeat(76));
         let record = Record::new(&namespace, &id);
-        let dir = StateDir::create(root.path(), &record, bundle.path()).unwrap();
+        let dir = StateDir::create(root.path(), &record, Some(bundle.path())).unwrap();
         let _listener = UnixListener::bind(dir.socket_path("vsock")).unwrap();
         UnixStream::connect(dir.socket_path("vsock")).unwrap();
         assert!(dir.path().join("vsock").exists());
@@ -361,7 +366,7 @@ mod tests {
     fn an_id_has_one_directory() {
         let root = tempfile::tempdir().unwrap();
         let bundle = tempfile::tempdir().unwrap();
-        let create = || StateDir::create(root.path(), &Record::new("n", "a"), bundle.path());
+        let create = || StateDir::create(root.path(), &Record::new("n", "a"), Some(bundle.path()));
         let first = create().unwrap();
         assert_eq!(create().unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         first.remove().unwrap();

@@ -202,7 +202,8 @@ mod tests {
         }
 
         fn sandbox(&self, record: &Record) -> PathBuf {
-            let state = StateDir::create(&self.config.state_dir, record, self.dir.path()).unwrap();
+            let state =
+                StateDir::create(&self.config.state_dir, record, Some(self.dir.path())).unwrap();
             state.path().to_owned()
         }
 

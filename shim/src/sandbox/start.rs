@@ -25,6 +25,7 @@ use crate::process::Process;
 use crate::stages::{self, Stages};
 use crate::streams::Stdio;
 use crate::task_state::TaskState;
+use crate::templates;
 use crate::vm::{Events, Plan, Vm};
 use crate::volumes::Volumes;
 
@@ -61,7 +62,7 @@ impl Sandbox {
         let plan = Plan {
             id: request.id.clone(),
             namespace: request.namespace.clone(),
-            bundle: request.bundle.clone(),
+            bundle: Some(request.bundle.clone()),
             netns: request.pod.netns.clone(),
             cgroups_path: request.pod.cgroups_path.clone(),
             pod: request.pod.name.clone(),
@@ -85,6 +86,9 @@ impl Sandbox {
         let report = stages.report(&request.id);
         tracing::debug!(stages = report, "sandbox started");
         vm.note(stages::FILE, report.as_bytes());
+        if vm.booted() && request.config.templates && !request.config.console {
+            tokio::spawn(templates::build_in_background(request.config.clone()));
+        }
         let config = request.config.clone();
         // Nobody waits for it, and it is rarely done.
         tokio::task::spawn_blocking(move || remains::reconcile_sometimes(&config));

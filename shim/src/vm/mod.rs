@@ -19,6 +19,7 @@ use tokio::task::spawn_blocking;
 use vmm::Vmm;
 
 pub use events::Events;
+pub use preparation::shape;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -33,6 +34,9 @@ use crate::vmm_log::VmmLog;
 /// How long the VMM may take to tell the kernel's log of a guest that is lost.
 const LOG_TIME: Duration = Duration::from_secs(1);
 
+/// Where a VM that does not boot is explained.
+const DOCTOR: &str = "`joeyctl doctor` tells whether this host can run VMs";
+
 /// Name in the state directory of the socket that leads into the guest.
 pub const VSOCK: &str = "vsock";
 
@@ -43,8 +47,8 @@ pub struct Plan {
     pub id: String,
     /// containerd's namespace.
     pub namespace: String,
-    /// containerd's directory of the sandbox.
-    pub bundle: PathBuf,
+    /// containerd's directory of the sandbox; `None`: it is none of containerd's.
+    pub bundle: Option<PathBuf>,
     /// The pod's network namespace, if it has one.
     pub netns: Option<PathBuf>,
     /// As the OCI spec names it.
@@ -67,6 +71,8 @@ pub struct Vm {
     pid: u32,
     vsock: Vsock,
     size: Size,
+    /// It booted, instead of going on from a template.
+    booted: bool,
     cgroup: Cgroup,
     log: VmmLog,
     /// Set once, by whoever first finds that the guest is lost.
@@ -130,6 +136,24 @@ impl Vm {
         if !self.released.load(Ordering::Acquire) {
             set_oom_score(self.pid, score);
         }
+    }
+
+    /// Whether it booted, instead of going on from a template.
+    pub fn booted(&self) -> bool {
+        self.booted
+    }
+
+    /// Stops it and writes it to two files: its memory, to one of that length, and the
+    /// rest.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone. It may stand still then.
+    pub async fn save(self: &Arc<Self>, memory: File, state: File) -> Result<()> {
+        self.ask("cannot save the VM", move |vmm| {
+            vmm.pause()?;
+            vmm.save(memory.as_fd(), state.as_fd())
+        })
+        .await
     }
 
     /// How large it is.

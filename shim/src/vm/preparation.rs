@@ -7,34 +7,35 @@ use std::sync::Arc;
 
 use network::Attachment;
 use tokio::task::spawn_blocking;
-use vmm::Vmm;
+use vmm::{BootFiles, RestoreFiles, VmSpec, Vmm};
 
-use super::{Plan, set_oom_score};
+use super::{DOCTOR, Plan, set_oom_score};
+use crate::config::Config;
 use crate::error::{Error, Result, chain};
 use crate::host::cgroup::{self, Cgroup};
-use crate::host::record::Record;
+use crate::host::record::{self, Record};
 use crate::host::uids::UidLease;
 use crate::host::{files, scratch};
 use crate::stages::Stages;
+use crate::templates::recipe::Recipe;
+use crate::templates::{self, Template};
+use crate::vmm_log;
 
-/// The VM's files, apart from its TAP.
-pub(super) struct Files {
-    pub(super) kvm: File,
-    pub(super) kernel: File,
-    pub(super) agent: File,
-    pub(super) scratch: File,
-}
+/// Name in the state directory of what the guest writes to its serial port.
+const CONSOLE: &str = "console.log";
 
-/// A VMM that waits for its spec.
-pub(super) struct Spawned {
+/// A VMM whose VM has not run yet.
+pub(super) struct Made {
     pub(super) vmm: Vmm,
+    /// Its kernel has not booted yet; else it goes on from a template.
+    pub(super) boots: bool,
     pub(super) cgroup: Cgroup,
     pub(super) uid: UidLease,
     /// Where its messages can be read.
     pub(super) log: OwnedFd,
 }
 
-impl Spawned {
+impl Made {
     /// Ends it, before anything else hangs on it.
     pub(super) async fn undo(self) {
         let Self { vmm, cgroup, .. } = self;
@@ -92,21 +93,28 @@ pub(super) fn attach_network(plan: &Plan) -> Result<Option<Attachment>> {
     Ok(attachment)
 }
 
-/// Opens what the VM is booted from, and makes its scratch disk.
-pub(super) fn open_files(plan: &Plan) -> Result<Files> {
+/// Makes the VM's scratch disk.
+pub(super) fn make_scratch(plan: &Plan) -> Result<File> {
     let config = &plan.config;
-    Ok(Files {
-        kvm: files::kvm().map_err(Error::failed)?,
-        kernel: files::kernel(&config.kernel).map_err(Error::failed)?,
-        agent: files::agent(&config.agent).map_err(Error::failed)?,
-        scratch: scratch::create(&config.data_dir, config.scratch_mib).map_err(Error::failed)?,
-    })
+    scratch::create(&config.data_dir, config.scratch_mib).map_err(Error::failed)
 }
 
-/// Starts a VMM in a cgroup and with a user of its own.
-pub(super) fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
+/// The shape of a VM of this node, whose VMM runs as this user.
+pub fn shape(config: &Config, uid: u32) -> VmSpec {
+    VmSpec {
+        vcpus: config.vcpus,
+        memory_mib: config.memory_mib,
+        offloads: vmm::offloads(),
+        uid,
+        gid: uid,
+        console: config.console,
+    }
+}
+
+/// Makes a VM in a cgroup and with a user of its own: from the node's template, or else
+/// one that boots.
+pub(super) fn make_vm(plan: &Plan, stages: &Stages) -> Result<Made> {
     let config = &plan.config;
-    files::vmm(&config.vmm).map_err(Error::failed)?;
     let uid = UidLease::take(
         &config.state_dir,
         &plan.id,
@@ -115,9 +123,10 @@ pub(super) fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
     )
     .map_err(Error::failed)?;
     let cgroup = Cgroup::create(&plan.cgroups_path).map_err(Error::failed)?;
-    match spawn_in(&config.vmm, &cgroup) {
-        Ok((vmm, log)) => Ok(Spawned {
+    match make_in(plan, stages, &cgroup, uid.uid) {
+        Ok((vmm, log, boots)) => Ok(Made {
             vmm,
+            boots,
             log,
             cgroup,
             uid,
@@ -129,6 +138,87 @@ pub(super) fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
     }
 }
 
+fn make_in(
+    plan: &Plan,
+    stages: &Stages,
+    cgroup: &Cgroup,
+    uid: u32,
+) -> Result<(Vmm, OwnedFd, bool)> {
+    let config = &plan.config;
+    let spec = shape(config, uid);
+    let kvm = files::kvm().map_err(Error::failed)?;
+    let kernel = files::kernel(&config.kernel).map_err(Error::failed)?;
+    if let Some(template) = find_template(config, &spec) {
+        let (mut vmm, log) = stages.time_blocking("spawn", || spawn_in(&config.vmm, cgroup))?;
+        let files = RestoreFiles {
+            kvm: kvm.as_fd(),
+            kernel: kernel.as_fd(),
+            memory: template.memory.as_fd(),
+            state: template.state.as_fd(),
+        };
+        match stages.time_blocking("restore", || vmm.restore(&spec, files)) {
+            Ok(()) => return Ok((vmm, log, false)),
+            Err(error) => discard_template(config, &template.key, &error),
+        }
+    }
+    let agent = files::agent(&config.agent).map_err(Error::failed)?;
+    let serial = console_log(plan)?;
+    files::vmm(&config.vmm).map_err(Error::failed)?;
+    let (mut vmm, log) = stages.time_blocking("spawn", || spawn_in(&config.vmm, cgroup))?;
+    let files = BootFiles {
+        kvm: kvm.as_fd(),
+        kernel: kernel.as_fd(),
+        initramfs: agent.as_fd(),
+        serial: serial.as_ref().map(AsFd::as_fd),
+    };
+    match stages.time_blocking("load", || vmm.boot(&spec, files)) {
+        Ok(()) => Ok((vmm, log, true)),
+        Err(error) => {
+            // With its end that of its messages comes.
+            drop(vmm);
+            let error = format!("cannot boot the VM: {}; {DOCTOR}", chain(&error));
+            Err(Error::Failed(match vmm_log::last_line(log) {
+                said if said.is_empty() => error,
+                said => format!("the VMM said {said:?}: {error}"),
+            }))
+        }
+    }
+}
+
+/// The node's template, if there is one that can be used.
+fn find_template(config: &Config, spec: &VmSpec) -> Option<Template> {
+    if !config.templates || config.console {
+        return None;
+    }
+    // A file that is missing is named when the VM boots.
+    let recipe = Recipe::of(config, spec).ok()?;
+    match templates::find(&config.state_dir, &recipe) {
+        Ok(found) => found,
+        Err(error) => {
+            discard_template(config, &recipe.key(), &error);
+            None
+        }
+    }
+}
+
+/// Removes a template that is no good, so that another is made.
+fn discard_template(config: &Config, key: &str, reason: &dyn std::error::Error) {
+    let reason = chain(reason);
+    tracing::warn!(key, reason, "a template cannot be used: the sandbox boots");
+    if let Err(error) = templates::remove(&config.state_dir, key) {
+        tracing::warn!(key, %error, "cannot remove a template that cannot be used");
+    }
+}
+
+/// Where the guest's console goes, if it has one.
+fn console_log(plan: &Plan) -> Result<Option<File>> {
+    let config = &plan.config;
+    let path = record::path(&config.state_dir, &plan.namespace, &plan.id).join(CONSOLE);
+    let open = || {
+        File::create(&path).map_err(|error| Error::Failed(format!("{}: {error}", path.display())))
+    };
+    config.console.then(open).transpose()
+}
 fn remove_cgroup(cgroup: &Cgroup) {
     if let Err(error) = cgroup.remove() {
         tracing::warn!(error = chain(&error), "removing the cgroup");

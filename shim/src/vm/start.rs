@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use network::Attachment;
 use tokio::task::spawn_blocking;
-use vmm::{BootFiles, RunFiles, VmSpec};
+use vmm::RunFiles;
 
 use super::end::remove_state;
 use super::events::{Events, watch};
-use super::preparation::{Files, attach_network, blocking, open_files, record, spawn_vmm};
-use super::{Parts, Plan, VSOCK, Vm};
+use super::preparation::{attach_network, blocking, make_scratch, make_vm, record};
+use super::{DOCTOR, Parts, Plan, VSOCK, Vm};
 use crate::error::{Error, Result, chain};
 use crate::guest::Vsock;
 use crate::host::record::{self, StateDir};
@@ -25,12 +25,6 @@ use crate::vmm_log::VmmLog;
 /// load boots slowly; a guest that hangs must still fail.
 const READY_TIME: Duration = Duration::from_secs(120);
 
-/// Where a VM that does not boot is explained.
-const DOCTOR: &str = "`joeyctl doctor` tells whether this host can run VMs";
-
-/// Name in the state directory of what the guest writes to its serial port.
-const CONSOLE: &str = "console.log";
-
 impl Vm {
     /// Makes a VM and boots it until its agent is ready.
     ///
@@ -40,7 +34,9 @@ impl Vm {
         let root = &plan.config.state_dir;
         let mut record = record(plan)?;
         let state =
-            StateDir::create(root, &record, &plan.bundle).map_err(|error| match error.kind() {
+            StateDir::create(root, &record, plan.bundle.as_deref()).map_err(|error| match error
+                .kind()
+            {
                 std::io::ErrorKind::AlreadyExists => {
                     Error::Exists(format!("sandbox {} exists already", plan.id))
                 }
@@ -52,29 +48,30 @@ impl Vm {
             })?;
 
         // Three things that need nothing of each other.
-        let (network, files, process) = tokio::join!(
+        let timed = stages.clone();
+        let (network, scratch, made) = tokio::join!(
             blocking(plan, stages, "network", attach_network),
-            blocking(plan, stages, "files", open_files),
-            blocking(plan, stages, "spawn", spawn_vmm),
+            blocking(plan, stages, "scratch", make_scratch),
+            blocking(plan, stages, "vm", move |plan| make_vm(plan, &timed)),
         );
-        let process = match process {
-            Ok(process) => process,
+        let made = match made {
+            Ok(made) => made,
             Err(error) => {
                 remove_state(&state);
                 return Err(error);
             }
         };
-        let (attachment, files) =
-            match network.and_then(|network| files.map(|files| (network, files))) {
-                Ok(both) => both,
-                Err(error) => {
-                    process.undo().await;
-                    remove_state(&state);
-                    return Err(error);
-                }
-            };
+        let both = network.and_then(|network| scratch.map(|scratch| (network, scratch)));
+        let (attachment, scratch) = match both {
+            Ok(both) => both,
+            Err(error) => {
+                made.undo().await;
+                remove_state(&state);
+                return Err(error);
+            }
+        };
 
-        record.vmm_pid = i32::try_from(process.vmm.pid()).unwrap_or_default();
+        record.vmm_pid = i32::try_from(made.vmm.pid()).unwrap_or_default();
         record.vmm_started = record::start_time(record.vmm_pid)
             .ok()
             .flatten()
@@ -83,31 +80,31 @@ impl Vm {
             .as_ref()
             .and_then(Attachment::remains)
             .map(|remains| (remains.interface, remains.handle));
-        let uid = process.uid.uid;
         let vm = Arc::new(Self {
             id: plan.id.clone(),
             namespace: plan.namespace.clone(),
             config: plan.config.clone(),
-            log: VmmLog::follow(process.log),
+            log: VmmLog::follow(made.log),
             death: tokio::sync::OnceCell::new(),
-            pid: process.vmm.pid(),
+            pid: made.vmm.pid(),
             vsock: Vsock::new(state.socket_path(VSOCK)),
             size: plan.size,
-            cgroup: process.cgroup,
+            booted: made.boots,
+            cgroup: made.cgroup,
             home: Mutex::new(None),
             endpoint: attachment
                 .as_ref()
                 .map(|attachment| attachment.endpoint().clone()),
             parts: Mutex::new(Some(Parts {
-                vmm: process.vmm,
+                vmm: made.vmm,
                 attachment,
-                _uid: process.uid,
+                _uid: made.uid,
                 state,
                 record,
             })),
             released: AtomicBool::new(false),
         });
-        match vm.boot(plan, stages, files, uid).await {
+        match vm.run(stages, scratch).await {
             Ok(events) => Ok((vm, events)),
             Err(error) => {
                 vm.release().await;
@@ -116,26 +113,11 @@ impl Vm {
         }
     }
 
-    async fn boot(
-        self: &Arc<Self>,
-        plan: &Plan,
-        stages: &Arc<Stages>,
-        files: Files,
-        uid: u32,
-    ) -> Result<Events> {
-        let vm = self.clone();
-        let config = plan.config.clone();
-        let spec = VmSpec {
-            vcpus: plan.size.vcpus,
-            memory_mib: plan.size.memory_mib,
-            offloads: vmm::offloads(),
-            uid,
-            gid: uid,
-            console: config.console,
-        };
-        let timed = stages.clone();
+    /// Lets it run until its agent is ready.
+    async fn run(self: &Arc<Self>, stages: &Arc<Stages>, scratch: File) -> Result<Events> {
+        let (vm, timed) = (self.clone(), stages.clone());
         let stream =
-            spawn_blocking(move || timed.time_blocking("boot", || vm.boot_blocking(&spec, &files)))
+            spawn_blocking(move || timed.time_blocking("run", || vm.run_blocking(&scratch)))
                 .await
                 .map_err(Error::failed)?;
         let stream = match stream {
@@ -149,6 +131,10 @@ impl Vm {
             }
         };
         let mut events = watch(stream)?;
+        if !self.booted {
+            // The agent was ready before the template was made.
+            return Ok(events);
+        }
         match stages.time("ready", self.wait_ready(&mut events)).await {
             Ok(()) => Ok(events),
             Err(reason) => Err(Error::Failed(format!(
@@ -158,7 +144,7 @@ impl Vm {
         }
     }
 
-    fn boot_blocking(&self, spec: &VmSpec, files: &Files) -> Result<UnixStream> {
+    fn run_blocking(&self, scratch: &File) -> Result<UnixStream> {
         let mut parts = self.parts();
         let parts = parts.as_mut().ok_or_else(|| self.gone())?;
         let io = |what: &str, error: std::io::Error| Error::Failed(format!("{what}: {error}"));
@@ -169,34 +155,18 @@ impl Vm {
             .map_err(|error| io("cannot write the sandbox's record", error))?;
         let listener = UnixListener::bind(self.vsock.path())
             .map_err(|error| io("cannot listen for connections to the guest", error))?;
-        let serial = spec
-            .console
-            .then(|| File::create(parts.state.path().join(CONSOLE)))
-            .transpose()
-            .map_err(|error| io("cannot make the console's log", error))?;
         let tap: Option<OwnedFd> = parts.attachment.as_mut().and_then(Attachment::take_tap);
-
-        let scratch = files.scratch.metadata();
-        let scratch = scratch
-            .map_err(|error| io("the scratch disk", error))?
-            .len();
-        let boot_files = BootFiles {
-            kvm: files.kvm.as_fd(),
-            kernel: files.kernel.as_fd(),
-            initramfs: files.agent.as_fd(),
-            serial: serial.as_ref().map(AsFd::as_fd),
-        };
-        let run_files = RunFiles {
-            scratch: files.scratch.as_fd(),
+        let size = scratch.metadata();
+        let size = size.map_err(|error| io("the scratch disk", error))?.len();
+        let files = RunFiles {
+            scratch: scratch.as_fd(),
             vsock_listener: listener.as_fd(),
             tap: tap.as_ref().map(AsFd::as_fd),
         };
-        let vmm = &mut parts.vmm;
-        vmm.boot(spec, boot_files)
-            .and_then(|()| vmm.run(run_files, scratch, spec.offloads))
-            .map_err(|error| {
-                Error::Failed(format!("cannot boot the VM: {}; {DOCTOR}", chain(&error)))
-            })?;
+        parts
+            .vmm
+            .run(files, size, vmm::offloads())
+            .map_err(|error| Error::Failed(format!("cannot run the VM: {}", chain(&error))))?;
         parts
             .vmm
             .events()

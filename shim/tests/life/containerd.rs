@@ -70,7 +70,7 @@ impl Node {
         fs::write(path("agent.cpio"), "070701").unwrap();
         let config = format!(
             "kernel = {this:?}\nvmm = {this:?}\nagent = {:?}\nstate_dir = {:?}\n\
-             data_dir = {:?}\nscratch_mib = 16\n{extra}\n",
+             data_dir = {:?}\nscratch_mib = 16\ntemplates = false\n{extra}\n",
             path("agent.cpio"),
             path("state"),
             path("data"),

@@ -32,13 +32,17 @@ static EVENTS: OnceLock<File> = OnceLock::new();
 pub fn run() {
     let control = Channel::new(vmm::sys::inherited(3).expect("control socket"));
     let mut events = File::from(vmm::sys::inherited(4).expect("event socket"));
-    let (action, mut files) = control.receive::<Action>().expect("an action");
+    let (action, files) = control.receive::<Action>().expect("an action");
     let Action::Boot(spec) = action else {
         panic!("{action:?} before boot");
     };
     assert_ne!(spec.uid, 0);
-    assert_eq!(files.len(), 5, "no TAP, no console");
-    let listener = StdListener::from(files.remove(4));
+    assert_eq!(files.len(), 3, "no console");
+    control.send(&Reply::Done, &[]).unwrap();
+    let (action, mut files) = control.receive::<Action>().expect("an action");
+    assert!(matches!(action, Action::Run { .. }), "{action:?}");
+    assert_eq!(files.len(), 2, "no TAP");
+    let listener = StdListener::from(files.remove(1));
     control.send(&Reply::Done, &[]).unwrap();
     std::thread::spawn(move || {
         while let Ok((action, _)) = control.receive::<Action>() {

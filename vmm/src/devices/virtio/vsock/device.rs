@@ -92,6 +92,12 @@ impl Vsock {
         }
     }
 
+    /// Connections that the guest knows.
+    pub fn open(&self) -> u64 {
+        let connections = self.connections.values();
+        connections.filter(|one| one.known_to_guest()).count() as u64
+    }
+
     /// Goes on from a saved device.
     pub fn restore(&mut self, saved: SavedVsock) {
         self.guest_ready = saved.guest_ready;
