@@ -69,6 +69,8 @@ pub struct Config {
     /// Whether sandboxes start from a template, which the first one has made, instead of
     /// booting each.
     pub templates: bool,
+    /// Most VMs that wait for a pod, restored from the template ahead of time; 0: none.
+    pub pool_max: u32,
     /// Size of a pod's scratch disk in MiB. It is sparse: only what the pod
     /// writes is used.
     pub scratch_mib: u64,
@@ -99,6 +101,7 @@ impl Default for Config {
             vcpus: 1,
             max_vcpus: 0,
             templates: true,
+            pool_max: 16,
             scratch_mib: 10240,
             uid_base: 1_885_000_000,
             uid_count: 65536,

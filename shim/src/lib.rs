@@ -16,6 +16,7 @@ pub mod limit;
 pub mod logging;
 pub mod metrics;
 pub mod pod;
+pub mod pool;
 pub mod printable;
 pub mod process;
 pub mod sandbox;

@@ -133,7 +133,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     let start = Instant::now();
     let millis = || start.elapsed().as_secs_f64() * 1000.0;
     let log = OpenOptions::new().write(true).open("/dev/stderr")?;
-    let mut vmm = Vmm::spawn(&options.vmm, None, Some(log))?;
+    let mut vmm = Vmm::spawn(&options.vmm, None, Some(log), None)?;
     let spawned = millis();
     match &options.restore {
         Some(directory) => {
@@ -165,6 +165,7 @@ fn run(options: &Options) -> Result<(), Failure> {
             scratch: scratch.as_fd(),
             vsock_listener: listener.as_fd(),
             tap: None,
+            outlets: None,
         },
         scratch.metadata()?.len(),
         spec.offloads,

@@ -16,11 +16,22 @@ pub enum Action {
     /// The same, where the VM stands where a snapshot of one of this shape was made.
     /// Carries the descriptors of [`crate::RestoreFiles`], in its order.
     Restore(Box<VmSpec>),
+    /// Wait for another owner, with a VM that has not run yet: whoever connects first to
+    /// the listening socket (SOCK_SEQPACKET) that this carries. This owner is not heard any
+    /// more. Without a new one the process ends by itself.
+    Park {
+        /// How long it waits, in seconds.
+        seconds: u32,
+    },
     /// Let a VM run that has not run yet. Carries the descriptors of [`crate::RunFiles`],
     /// in its order.
     Run {
         /// Bytes of scratch, in whole sectors of 512.
         scratch: u64,
+        /// Whether there is a TAP.
+        tap: bool,
+        /// Whether a new owner says where events and messages go.
+        adopt: bool,
     },
     /// Stop all vCPUs. The devices go on.
     Pause,

@@ -3,14 +3,15 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
-    socketpair,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect,
+    listen, recvmsg, sendmsg, setsockopt, socket, socketpair,
 };
 use nix::sys::time::TimeVal;
 use serde::Serialize;
@@ -69,6 +70,31 @@ impl Channel {
             longest: MAX_REPLY,
         };
         Ok((owners, Self::new(b)))
+    }
+
+    /// The owner's end of a connection to a VMM that waits for one, at `path`.
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+        Ok(Self {
+            socket,
+            longest: MAX_REPLY,
+        })
+    }
+
+    /// A socket at `path` at which a VMM can wait for one owner.
+    pub fn listen(path: &Path) -> io::Result<OwnedFd> {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+        listen(&socket, Backlog::new(1)?)?;
+        Ok(socket)
+    }
+
+    /// The VMM's end of a connection to such a socket.
+    pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Self> {
+        sys::accept_with(listener, 0).map(Self::new)
     }
 
     /// Takes the VMM's end.

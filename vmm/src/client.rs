@@ -4,20 +4,21 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use crate::action::{Action, Reply};
 use crate::channel::{Channel, ChannelError};
 use crate::devices::virtio::net::Offloads;
 use crate::devices::virtio::{fs, net};
-use crate::files::{BootFiles, RestoreFiles, RunFiles};
+use crate::files::{BootFiles, Outlets, RestoreFiles, RunFiles};
 use crate::metrics::Stats;
 use crate::spec::VmSpec;
 use crate::sys::{self, Child, Program};
@@ -66,15 +67,21 @@ pub struct Vmm {
     hurried: bool,
     /// The VMM has not answered the last call yet.
     owes: bool,
+    /// It waits for another owner, and is none of ours to kill.
+    parked: bool,
+    /// What a VMM that was taken gets when it is to run.
+    outlets: Option<Outlets<OwnedFd>>,
 }
 
 impl Vmm {
     /// Starts the program at `binary`, born in the cgroup whose directory is
-    /// `cgroup`. Its messages go to `log`, or nowhere. It waits for [`Self::boot`].
+    /// `cgroup`. Its messages go to `log`, or nowhere; `lease` it keeps open for as long as
+    /// it lives. It waits for [`Self::boot`] or [`Self::restore`].
     pub fn spawn(
         binary: &Path,
         cgroup: Option<BorrowedFd<'_>>,
         log: Option<File>,
+        lease: Option<BorrowedFd<'_>>,
     ) -> Result<Self, ClientError> {
         let failed = |source: io::Error| ClientError::Spawn {
             binary: binary.display().to_string(),
@@ -91,19 +98,21 @@ impl Vmm {
         let (control, their_control) = Channel::pair().map_err(failed)?;
         let (events, their_events) = UnixStream::pair().map_err(failed)?;
         control.set_timeout(ANSWER_TIMEOUT).map_err(failed)?;
+        let mut files = vec![
+            null.as_fd(),
+            log.as_fd(),
+            log.as_fd(),
+            their_control.as_fd(),
+            their_events.as_fd(),
+        ];
+        files.extend(lease);
         let child = sys::spawn(
             &Program {
                 path: &path,
                 arguments: &[c"joey-vmm"],
                 environment: &[],
             },
-            &[
-                null.as_fd(),
-                log.as_fd(),
-                log.as_fd(),
-                their_control.as_fd(),
-                their_events.as_fd(),
-            ],
+            &files,
             cgroup,
         )
         .map_err(failed)?;
@@ -114,6 +123,61 @@ impl Vmm {
             broken: false,
             hurried: false,
             owes: false,
+            parked: false,
+            outlets: None,
+        })
+    }
+
+    /// Leaves a VMM that has a VM, which has not run yet, to whoever connects first to a
+    /// socket of [`Self::listener`]. It ends by itself when nobody does in that time. The
+    /// caller still has to take its end off the process table: the descriptor is readable
+    /// then.
+    pub fn park(
+        mut self,
+        listener: BorrowedFd<'_>,
+        time: Duration,
+    ) -> Result<OwnedFd, ClientError> {
+        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        self.done(&Action::Park { seconds }, &[listener])?;
+        let pidfd = self.child.pidfd.try_clone();
+        let pidfd = pidfd.map_err(|error| ClientError::Channel(error.to_string()))?;
+        self.parked = true;
+        Ok(pidfd)
+    }
+
+    /// A socket at `path` for [`Self::park`].
+    pub fn listener(path: &Path) -> io::Result<OwnedFd> {
+        Channel::listen(path)
+    }
+
+    /// Takes a VMM that was parked at `path`, whose process `pid` is. Its messages go to
+    /// `log` from when it runs on.
+    ///
+    /// # Errors
+    /// [`ClientError::Died`]: it is gone, or somebody else has it.
+    pub fn take(path: &Path, pid: u32, pidfd: OwnedFd, log: File) -> Result<Self, ClientError> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => ClientError::Died,
+            _ => ClientError::Channel(error.to_string()),
+        };
+        let control = Channel::connect(path).map_err(failed)?;
+        control.set_timeout(ANSWER_TIMEOUT).map_err(failed)?;
+        let (events, theirs) = UnixStream::pair().map_err(failed)?;
+        Ok(Self {
+            child: Child {
+                pid: i32::try_from(pid).map_err(|_| ClientError::Died)?,
+                pidfd,
+            },
+            control,
+            events,
+            broken: false,
+            hurried: false,
+            owes: false,
+            parked: false,
+            outlets: Some(Outlets {
+                events: theirs.into(),
+                log: log.into(),
+            }),
         })
     }
 
@@ -144,7 +208,7 @@ impl Vmm {
     /// Lets a VM run for the first time. `scratch` is open for reading and writing and has
     /// `size` bytes, whole sectors of 512, the same as in the snapshot; the listener is a
     /// Unix stream socket. The guest has no network without a TAP, which is set up here for
-    /// these offloads: those of the VM's spec.
+    /// these offloads: those of the VM's spec. `outlets` are none of the caller's.
     pub fn run(
         &mut self,
         files: RunFiles<BorrowedFd<'_>>,
@@ -159,7 +223,17 @@ impl Vmm {
             net::set_up_tap(tap, offloads)
                 .map_err(|error| refused("cannot set up the TAP", error))?;
         }
-        self.done(&Action::Run { scratch: size }, &files.into_list())
+        let outlets = self.outlets.take();
+        let action = Action::Run {
+            scratch: size,
+            tap: files.tap.is_some(),
+            adopt: outlets.is_some(),
+        };
+        let outlets = outlets.as_ref().map(|outlets| Outlets {
+            events: outlets.events.as_fd(),
+            log: outlets.log.as_fd(),
+        });
+        self.done(&action, &RunFiles { outlets, ..files }.into_list())
     }
 
     /// Stops the guest. Connections stay, and what comes for it waits.
@@ -323,17 +397,19 @@ impl Vmm {
         }
     }
 
-    /// Waits for the process's end and takes it off the process table. Fine when
-    /// someone else did that already.
+    /// Waits for the process's end and takes it off the process table, if it is a child
+    /// of this one. Fine when someone else did that already.
     pub fn wait(&self) -> io::Result<()> {
+        let pidfd = self.child.pidfd.as_fd();
         loop {
-            let id = Id::PIDFd(self.child.pidfd.as_fd());
-            match waitid(id, WaitPidFlag::WEXITED) {
+            let mut ended = [PollFd::new(pidfd, PollFlags::POLLIN)];
+            match poll(&mut ended, PollTimeout::NONE) {
                 Err(Errno::EINTR) => {}
-                Ok(_) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(_) => break,
                 Err(error) => return Err(error.into()),
             }
         }
+        reap(pidfd).map(|_| ())
     }
 
     /// An action that takes a slot.
@@ -396,6 +472,20 @@ impl Vmm {
     }
 }
 
+/// Takes a process that has ended off the process table; `false`: it has not ended. One
+/// that is not a child of this one, or that someone else has taken off, has ended.
+pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
+    let how = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    loop {
+        match waitid(Id::PIDFd(pidfd), how) {
+            Err(Errno::EINTR) => {}
+            Ok(WaitStatus::StillAlive) => return Ok(false),
+            Ok(_) | Err(Errno::ECHILD) => return Ok(true),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// What a TAP of this host can offload: what the NICs of its VMs are given.
 pub fn offloads() -> Offloads {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
@@ -414,7 +504,7 @@ fn offloads_of(release: &str) -> Offloads {
 impl Drop for Vmm {
     fn drop(&mut self) {
         // Nothing more can be done about a process that cannot be killed.
-        if self.kill().is_ok() {
+        if !self.parked && self.kill().is_ok() {
             let _ = self.wait();
         }
     }

@@ -37,6 +37,17 @@ pub struct RunFiles<F> {
     pub vsock_listener: F,
     /// The NIC's TAP with IFF_VNET_HDR, if the sandbox has a network of its own.
     pub tap: Option<F>,
+    /// A new owner's.
+    pub outlets: Option<Outlets<F>>,
+}
+
+/// Where a VMM says what nobody asked for.
+#[derive(Debug)]
+pub struct Outlets<F> {
+    /// Stream of [`crate::Event`]s.
+    pub events: F,
+    /// Standard error.
+    pub log: F,
 }
 
 /// Most descriptors that an action carries.
@@ -88,19 +99,26 @@ impl<F> RunFiles<F> {
     pub fn into_list(self) -> Vec<F> {
         let mut list = vec![self.scratch, self.vsock_listener];
         list.extend(self.tap);
+        if let Some(Outlets { events, log }) = self.outlets {
+            list.extend([events, log]);
+        }
         list
     }
 
     /// The reverse of [`Self::into_list`]; `None` when the number is wrong.
-    pub fn from_list(list: Vec<F>) -> Option<Self> {
-        if !(2..=3).contains(&list.len()) {
+    pub fn from_list(list: Vec<F>, tap: bool, outlets: bool) -> Option<Self> {
+        if list.len() != 2 + usize::from(tap) + 2 * usize::from(outlets) {
             return None;
         }
         let mut files = list.into_iter();
         Some(Self {
             scratch: files.next()?,
             vsock_listener: files.next()?,
-            tap: files.next(),
+            tap: if tap { files.next() } else { None },
+            outlets: match (files.next(), files.next()) {
+                (Some(events), Some(log)) => Some(Outlets { events, log }),
+                _ => None,
+            },
         })
     }
 }
@@ -122,14 +140,18 @@ mod tests {
             assert_eq!((back.kvm, back.initramfs), (1, 3));
             assert_eq!(back.serial, serial.then_some(7));
         }
-        for tap in [None, Some(6)] {
+        for (tap, outlets) in [(false, false), (true, false), (false, true), (true, true)] {
             let files = RunFiles {
                 scratch: 4,
                 vsock_listener: 5,
-                tap,
+                tap: tap.then_some(6),
+                outlets: outlets.then_some(Outlets { events: 7, log: 8 }),
             };
-            let back = RunFiles::from_list(files.into_list()).unwrap();
-            assert_eq!((back.scratch, back.vsock_listener, back.tap), (4, 5, tap));
+            let back = RunFiles::from_list(files.into_list(), tap, outlets).unwrap();
+            assert_eq!((back.scratch, back.vsock_listener), (4, 5));
+            assert_eq!(back.tap, tap.then_some(6));
+            let back = back.outlets.map(|outlets| (outlets.events, outlets.log));
+            assert_eq!(back, outlets.then_some((7, 8)));
         }
         let files = RestoreFiles {
             kvm: 1,
@@ -149,7 +171,8 @@ mod tests {
         assert!(BootFiles::from_list(vec![0; 3], true).is_none());
         assert!(BootFiles::from_list(vec![0; 4], false).is_none());
         assert!(RestoreFiles::from_list(vec![0; 3]).is_none());
-        assert!(RunFiles::from_list(vec![0; 1]).is_none());
-        assert!(RunFiles::from_list(vec![0; 4]).is_none());
+        assert!(RunFiles::from_list(vec![0; 1], false, false).is_none());
+        assert!(RunFiles::from_list(vec![0; 3], false, false).is_none());
+        assert!(RunFiles::from_list(vec![0; 3], false, true).is_none());
     }
 }

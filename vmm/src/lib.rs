@@ -32,9 +32,9 @@ pub mod vcpu;
 pub mod vm;
 
 pub use action::{Action, Event, Reply};
-pub use client::{ClientError, Vmm, offloads};
+pub use client::{ClientError, Vmm, offloads, reap};
 pub use devices::virtio::net::{MAC as GUEST_MAC, Offloads};
-pub use files::{BootFiles, RestoreFiles, RunFiles};
+pub use files::{BootFiles, Outlets, RestoreFiles, RunFiles};
 pub use metrics::Stats;
 pub use slots::{FS_TAG, SPARE_DISKS};
 pub use spec::{SpecError, VmSpec};

@@ -21,7 +21,7 @@ use crate::jail;
 use crate::kernel_log;
 use crate::machine::Machine;
 use crate::memory::GuestRam;
-use crate::poll::{add, again_if, lock, serve_kick, wait};
+use crate::poll::{add, again_if, lock, remove, serve_kick, wait};
 use crate::seccomp::{self, ThreadKind};
 use crate::spec::VmSpec;
 use crate::storage::{self, Storage};
@@ -177,6 +177,7 @@ fn start(spec: VmSpec, vm: Vm, control: Channel, events: File) -> Result<(), Pro
             vsock: Arc::clone(&peripherals.vsock.device),
             ran: false,
         },
+        parked: None,
         stop,
     };
     let epoll = Loop::new(&owner, &peripherals)?;
@@ -201,7 +202,15 @@ struct Owner {
     ram: GuestRam,
     kernel: File,
     machine: Machine,
+    /// While it waits for another owner.
+    parked: Option<Parked>,
     stop: Arc<Stop>,
+}
+
+/// A process that waits for another owner.
+struct Parked {
+    listener: OwnedFd,
+    until: Instant,
 }
 
 impl Owner {
@@ -239,9 +248,29 @@ impl Owner {
             Action::Boot(_) | Action::Restore(_) => {
                 return Err("there is a VM already: start another joey-vmm".into());
             }
-            Action::Run { scratch } => {
-                let files = RunFiles::from_list(files)
-                    .ok_or("run takes scratch, the vsock listener and perhaps a TAP")?;
+            Action::Park { seconds } => {
+                let (Some(listener), true) = (files.pop(), files.is_empty()) else {
+                    return Err("park takes exactly one descriptor, a listening socket".into());
+                };
+                if self.machine.ran {
+                    return Err("the VM runs: it has its owner".into());
+                }
+                let until = Instant::now() + Duration::from_secs(seconds.into());
+                self.parked = Some(Parked { listener, until });
+            }
+            Action::Run {
+                scratch,
+                tap,
+                adopt,
+            } => {
+                let mut files = RunFiles::from_list(files, tap, adopt).ok_or(
+                    "run takes scratch, the vsock listener, and the TAP, events and log it names",
+                )?;
+                if let Some(outlets) = files.outlets.take() {
+                    self.events = File::from(outlets.events);
+                    sys::replace_stderr(outlets.log.as_fd())
+                        .map_err(|error| format!("standard error: {error}"))?;
+                }
                 self.machine.run(scratch, files)?;
             }
             Action::Pause => self.machine.pause()?,
@@ -301,6 +330,7 @@ impl Owner {
 #[repr(u64)]
 enum Token {
     Control,
+    Adopter,
     Stop,
     NetKick,
     Tap,
@@ -310,8 +340,9 @@ enum Token {
     FsLost,
 }
 
-const TOKENS: [Token; 8] = [
+const TOKENS: [Token; 9] = [
     Token::Control,
+    Token::Adopter,
     Token::Stop,
     Token::NetKick,
     Token::Tap,
@@ -363,7 +394,8 @@ impl Loop {
         let mut end: Option<Instant> = None;
         loop {
             let mut events = [EpollEvent::default(); TOKENS.len()];
-            let next = refill.into_iter().chain(end).min();
+            let parked = owner.parked.as_ref().map(|parked| parked.until);
+            let next = refill.into_iter().chain(end).chain(parked).min();
             let count = wait(&self.epoll, &mut events, next)?;
             for event in &events[..count] {
                 match TOKENS[event.data() as usize % TOKENS.len()] {
@@ -374,6 +406,19 @@ impl Loop {
                         }
                         if owner.machine.ran && !ran {
                             self.watch_tap(&net.device)?;
+                        }
+                        if let Some(parked) = &owner.parked {
+                            // The old owner may close its end: that is no end of ours.
+                            let listener = parked.listener.as_raw_fd();
+                            remove(&self.epoll, owner.control.as_fd().as_raw_fd())?;
+                            add(&self.epoll, listener, EventSet::IN, Token::Adopter as u64)?;
+                        }
+                    }
+                    Token::Adopter => {
+                        if let Some(parked) = owner.parked.take() {
+                            owner.control = Channel::accept(parked.listener.as_fd())?;
+                            let control = owner.control.as_fd().as_raw_fd();
+                            add(&self.epoll, control, EventSet::IN, Token::Control as u64)?;
                         }
                     }
                     Token::Stop => {
@@ -412,7 +457,9 @@ impl Loop {
                     }
                 }
             }
-            if end.is_some_and(|time| time <= Instant::now()) {
+            // Nobody may have come to a parked process by now.
+            let parked = owner.parked.as_ref().map(|parked| parked.until);
+            if end.or(parked).is_some_and(|time| time <= Instant::now()) {
                 return Ok(());
             }
             if refill.is_some_and(|time| time <= Instant::now()) {

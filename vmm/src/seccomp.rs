@@ -73,7 +73,8 @@ const COMMON: [i64; 8] = [
 /// What a thread does that is stopped by a signal.
 const STOPPABLE: [i64; 2] = [libc::SYS_rt_sigreturn, libc::SYS_gettid];
 
-const DEVICES: [i64; 17] = [
+const DEVICES: [i64; 18] = [
+    libc::SYS_dup3,
     libc::SYS_read,
     libc::SYS_pwritev,
     libc::SYS_getpid,

@@ -268,7 +268,12 @@ pub fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
 
 /// Takes a connection off a listening socket; the connection does not block.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<UnixStream> {
-    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    accept_with(listener, libc::SOCK_NONBLOCK).map(UnixStream::from)
+}
+
+/// Takes a connection off a listening socket; `flags`: of the connection.
+pub fn accept_with(listener: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
+    let flags = flags | libc::SOCK_CLOEXEC;
     // SAFETY: the address is not asked for, so no memory is involved.
     let fd = unsafe {
         libc::accept4(
@@ -278,7 +283,7 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<UnixStream> {
             flags,
         )
     };
-    owned(fd).map(UnixStream::from)
+    owned(fd)
 }
 
 /// Lets no call on a descriptor block any more, whoever else has it.
@@ -293,6 +298,12 @@ pub fn set_nonblocking(file: BorrowedFd<'_>) -> io::Result<()> {
             flags | libc::O_NONBLOCK,
         ))
     }
+}
+
+/// Makes a file this process's standard error.
+pub fn replace_stderr(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: dup3 takes no memory, and nothing here owns descriptor 2.
+    check(unsafe { libc::dup3(file.as_raw_fd(), libc::STDERR_FILENO, 0) })
 }
 
 /// Fills a buffer from the kernel's random number generator.

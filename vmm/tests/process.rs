@@ -9,7 +9,7 @@ use std::time::Duration;
 use vmm::{BootFiles, ClientError, Offloads, RestoreFiles, VmSpec, Vmm};
 
 fn spawn() -> Vmm {
-    Vmm::spawn(Path::new(env!("CARGO_BIN_EXE_joey-vmm")), None, None).unwrap()
+    Vmm::spawn(Path::new(env!("CARGO_BIN_EXE_joey-vmm")), None, None, None).unwrap()
 }
 
 fn spec() -> VmSpec {

@@ -102,7 +102,7 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> an
         stages.push((name.to_owned(), lap, now));
         lap = now;
     };
-    let mut vmm = Vmm::spawn(parts.vmm, None, None).context("cannot spawn joey-vmm")?;
+    let mut vmm = Vmm::spawn(parts.vmm, None, None, None).context("cannot spawn joey-vmm")?;
     stage("spawn");
     let kvm = open(Path::new("/dev/kvm"), true)?;
     let kernel = open(parts.kernel, false)?;
@@ -129,6 +129,7 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> an
         scratch: scratch.as_fd(),
         vsock_listener: vsock_listener.as_fd(),
         tap: None,
+        outlets: None,
     };
     vmm.run(files, size, spec.offloads)?;
     stage("boot: VM made and jailed");

@@ -92,6 +92,16 @@ impl Cgroup {
         self.dir.join(VMM)
     }
 
+    /// Moves a VMM into it, so that the pod pays for it from now on. Blocks as
+    /// [`Cgroup::enter`] does.
+    ///
+    /// # Errors
+    /// When it cannot be moved.
+    pub fn adopt(&self, pid: u32) -> Result<(), CgroupError> {
+        let file = self.vmm_dir().join(PROCS);
+        fs::write(&file, pid.to_string()).map_err(|error| CgroupError::Io(file, error))
+    }
+
     /// Moves this process into it, so that the pod pays for its shim too. Returns
     /// where it was. Blocks for as long as the kernel's readers take, some ten
     /// milliseconds.

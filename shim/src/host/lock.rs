@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,14 @@ use nix::fcntl::{FcntlArg, fcntl};
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
 pub struct ByteLock {
-    _file: File,
+    file: File,
+}
+
+impl AsFd for ByteLock {
+    /// Whoever keeps a copy of it open holds the lock as well.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl ByteLock {
@@ -27,7 +35,7 @@ impl ByteLock {
         let range = range(at);
         loop {
             match fcntl(&file, FcntlArg::F_OFD_SETLKW(&range)) {
-                Ok(_) => return Ok(Self { _file: file }),
+                Ok(_) => return Ok(Self { file }),
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -41,7 +49,7 @@ impl ByteLock {
     pub fn try_acquire(path: &Path, at: u64) -> io::Result<Option<Self>> {
         let file = open(path)?;
         match fcntl(&file, FcntlArg::F_OFD_SETLK(&range(at))) {
-            Ok(_) => Ok(Some(Self { _file: file })),
+            Ok(_) => Ok(Some(Self { file })),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(None),
             Err(error) => Err(error.into()),
         }

@@ -1,6 +1,7 @@
 //! The sandbox's state directory, and the record in it by which a dead shim's
 //! sandbox is removed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -12,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::templates;
+use crate::{pool, templates};
 
 /// Name of the record.
 const RECORD: &str = "sandbox.json";
@@ -178,7 +179,12 @@ pub fn state_dirs(root: &Path) -> Vec<PathBuf> {
     };
     let mut found: Vec<_> = directories(root)
         .iter()
-        .filter(|namespace| !namespace.ends_with(templates::DIRECTORY))
+        .filter(|directory| {
+            let name = directory.file_name();
+            ![templates::DIRECTORY, pool::DIRECTORY]
+                .map(OsStr::new)
+                .contains(&name.unwrap_or_default())
+        })
         .flat_map(|namespace| directories(namespace))
         .collect();
     found.sort();

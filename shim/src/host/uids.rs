@@ -2,16 +2,24 @@
 //! of another.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use super::lock::ByteLock;
 
-/// A user id that no other VMM of this host has while this is held.
+/// A user id that no other VMM of this host has while this is held, or a copy of its
+/// descriptor: the VMM that runs as it holds one.
 #[derive(Debug)]
 pub struct UidLease {
     /// The id; the group's is the same.
     pub uid: u32,
-    _lock: ByteLock,
+    lock: ByteLock,
+}
+
+impl AsFd for UidLease {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
 }
 
 /// No id can be had.
@@ -39,7 +47,7 @@ impl UidLease {
         for i in 0..count {
             let uid = base + (first + i) % count;
             match ByteLock::try_acquire(&path, u64::from(uid)) {
-                Ok(Some(lock)) => return Ok(Self { uid, _lock: lock }),
+                Ok(Some(lock)) => return Ok(Self { uid, lock }),
                 Ok(None) => {}
                 Err(error) => return Err(UidError::Lock(path, error)),
             }

@@ -21,6 +21,7 @@ use crate::host::{record, remains};
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
 use crate::pod::{self, PodSpec};
+use crate::pool;
 use crate::process::Process;
 use crate::stages::{self, Stages};
 use crate::streams::Stdio;
@@ -86,9 +87,7 @@ impl Sandbox {
         let report = stages.report(&request.id);
         tracing::debug!(stages = report, "sandbox started");
         vm.note(stages::FILE, report.as_bytes());
-        if vm.booted() && request.config.templates && !request.config.console {
-            tokio::spawn(templates::build_in_background(request.config.clone()));
-        }
+        tokio::spawn(prepare_next(request.config.clone(), vm.booted()));
         let config = request.config.clone();
         // Nobody waits for it, and it is rarely done.
         tokio::task::spawn_blocking(move || remains::reconcile_sometimes(&config));
@@ -149,12 +148,23 @@ impl Sandbox {
         tokio::spawn(watch::agent(sandbox.clone()));
         tokio::spawn(watch::volumes(sandbox.clone()));
         let vm = sandbox.vm.clone();
-        tokio::task::spawn_blocking(move || vm.adopt_shim());
+        tokio::task::spawn_blocking(move || vm.adopt());
         if sandbox.vm.size().vcpus > 1 {
             tokio::spawn(online_cpus(sandbox.clone()));
         }
         sandbox
     }
+}
+
+/// Has the next sandboxes start sooner.
+async fn prepare_next(config: Arc<Config>, booted: bool) {
+    if !config.templates || config.console {
+        return;
+    }
+    if booted {
+        templates::build_in_background(config.clone()).await;
+    }
+    pool::fill(config).await;
 }
 
 /// One message carries everything that the guest needs to know.

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::task::spawn_blocking;
 
 use super::{Parts, Vm};
@@ -13,10 +13,11 @@ use crate::host::cgroup::Cgroup;
 use crate::host::record::StateDir;
 
 impl Vm {
-    /// Moves this process into the pod's cgroup, beside the VMM. Nobody waits for
-    /// it: the kernel takes its time, and a pod does not start for the sake of its
-    /// accounts. Blocks.
-    pub fn adopt_shim(&self) {
+    /// Moves a VMM that waited for a pod into the pod's cgroup, and this process too.
+    /// Nobody waits for it: the kernel takes its time, and a pod does not start for the
+    /// sake of its accounts. Blocks.
+    pub fn adopt(&self) {
+        self.adopt_vmm();
         let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
         // Under the lock, so that a move is never missed by `release`.
         if home.is_some() || self.released.load(Ordering::Acquire) {
@@ -32,7 +33,22 @@ impl Vm {
         }
     }
 
-    /// Undoes [`Vm::adopt_shim`].
+    fn adopt_vmm(&self) {
+        let mut stray = self.stray.lock().unwrap_or_else(PoisonError::into_inner);
+        if *stray && !self.released.load(Ordering::Acquire) {
+            // Not reaped before `release`, which waits for the lock.
+            match self.cgroup.adopt(self.pid) {
+                Ok(()) => *stray = false,
+                Err(error) => tracing::warn!(
+                    sandbox = self.id,
+                    error = chain(&error),
+                    "the pod does not pay for its VMM"
+                ),
+            }
+        }
+    }
+
+    /// Undoes [`Vm::adopt`] for this process.
     fn return_shim(&self) {
         let home = self
             .home
@@ -59,9 +75,9 @@ impl Vm {
         if let Err(error) = self.cgroup.kill() {
             tracing::warn!(error = chain(&error), "cannot kill the pod's cgroup");
         }
-        if let Ok(pid @ 1..) = i32::try_from(self.pid) {
-            // It is our child and not reaped, so the pid is still its own.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => tracing::warn!(%error, "cannot kill the VMM"),
         }
     }
 
@@ -86,10 +102,11 @@ impl Vm {
             let Parts {
                 vmm,
                 attachment,
-                _uid,
                 state,
                 record: _,
             } = parts;
+            // It is not moved to another cgroup any more.
+            drop(vm.stray.lock());
             // Waits for the process, which has been killed.
             drop(vmm);
             if let Some(attachment) = attachment

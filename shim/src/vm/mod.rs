@@ -4,11 +4,11 @@
 mod end;
 mod events;
 mod obituary;
-mod preparation;
+pub(crate) mod preparation;
 mod start;
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,6 @@ use crate::guest::Vsock;
 use crate::host::cgroup::Cgroup;
 use crate::host::oom_score;
 use crate::host::record::{Record, StateDir};
-use crate::host::uids::UidLease;
 use crate::pod::Size;
 use crate::vmm_log::VmmLog;
 
@@ -69,10 +68,14 @@ pub struct Vm {
     namespace: String,
     config: Arc<Config>,
     pid: u32,
+    /// By which the VMM is killed while somebody waits for its answer.
+    pidfd: OwnedFd,
     vsock: Vsock,
     size: Size,
     /// It booted, instead of going on from a template.
     booted: bool,
+    /// The VMM is not in the pod's cgroup yet.
+    stray: Mutex<bool>,
     cgroup: Cgroup,
     log: VmmLog,
     /// Set once, by whoever first finds that the guest is lost.
@@ -88,7 +91,6 @@ pub struct Vm {
 struct Parts {
     vmm: Vmm,
     attachment: Option<Attachment>,
-    _uid: UidLease,
     state: StateDir,
     record: Record,
 }

@@ -16,6 +16,7 @@ use crate::host::cgroup::{self, Cgroup};
 use crate::host::record::{self, Record};
 use crate::host::uids::UidLease;
 use crate::host::{files, scratch};
+use crate::pool;
 use crate::stages::Stages;
 use crate::templates::recipe::Recipe;
 use crate::templates::{self, Template};
@@ -30,7 +31,8 @@ pub(super) struct Made {
     /// Its kernel has not booted yet; else it goes on from a template.
     pub(super) boots: bool,
     pub(super) cgroup: Cgroup,
-    pub(super) uid: UidLease,
+    /// It is not in its cgroup yet.
+    pub(super) stray: bool,
     /// Where its messages can be read.
     pub(super) log: OwnedFd,
 }
@@ -111,25 +113,18 @@ pub fn shape(config: &Config, uid: u32) -> VmSpec {
     }
 }
 
-/// Makes a VM in a cgroup and with a user of its own: from the node's template, or else
-/// one that boots.
+/// Makes a VM in the pod's cgroup: from the node's template, or else one that boots.
 pub(super) fn make_vm(plan: &Plan, stages: &Stages) -> Result<Made> {
-    let config = &plan.config;
-    let uid = UidLease::take(
-        &config.state_dir,
-        &plan.id,
-        config.uid_base,
-        config.uid_count,
-    )
-    .map_err(Error::failed)?;
     let cgroup = Cgroup::create(&plan.cgroups_path).map_err(Error::failed)?;
-    match make_in(plan, stages, &cgroup, uid.uid) {
-        Ok((vmm, log, boots)) => Ok(Made {
+    let made = from_template(plan, stages, &cgroup)
+        .and_then(|made| made.map_or_else(|| to_boot(plan, stages, &cgroup), Ok));
+    match made {
+        Ok((vmm, log, origin)) => Ok(Made {
             vmm,
-            boots,
+            boots: origin == Origin::Kernel,
+            stray: origin == Origin::Pool,
             log,
             cgroup,
-            uid,
         }),
         Err(error) => {
             remove_cgroup(&cgroup);
@@ -138,41 +133,83 @@ pub(super) fn make_vm(plan: &Plan, stages: &Stages) -> Result<Made> {
     }
 }
 
-fn make_in(
+/// Where a VM comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Kernel,
+    Template,
+    Pool,
+}
+
+/// A VM from the node's template: one that waits for a pod, or a new one. `None`: there is
+/// no template that can be used.
+fn from_template(
     plan: &Plan,
     stages: &Stages,
     cgroup: &Cgroup,
-    uid: u32,
-) -> Result<(Vmm, OwnedFd, bool)> {
+) -> Result<Option<(Vmm, OwnedFd, Origin)>> {
     let config = &plan.config;
-    let spec = shape(config, uid);
-    let kvm = files::kvm().map_err(Error::failed)?;
-    let kernel = files::kernel(&config.kernel).map_err(Error::failed)?;
-    if let Some(template) = find_template(config, &spec) {
-        let (mut vmm, log) = stages.time_blocking("spawn", || spawn_in(&config.vmm, cgroup))?;
-        let files = RestoreFiles {
-            kvm: kvm.as_fd(),
-            kernel: kernel.as_fd(),
-            memory: template.memory.as_fd(),
-            state: template.state.as_fd(),
-        };
-        match stages.time_blocking("restore", || vmm.restore(&spec, files)) {
-            Ok(()) => return Ok((vmm, log, false)),
-            Err(error) => discard_template(config, &template.key, &error),
+    let Some(template) = find_template(config) else {
+        return Ok(None);
+    };
+    let (messages, log) = pipe()?;
+    let taken = stages.time_blocking("take", || pool::take(config, &template.key, log));
+    if let Some(vmm) = taken {
+        set_oom_score(vmm.pid(), 0);
+        return Ok(Some((vmm, messages, Origin::Pool)));
+    }
+    match restore(config, &plan.id, &template, &cgroup.vmm_dir(), stages) {
+        Ok((vmm, log)) => Ok(Some((vmm, log, Origin::Template))),
+        Err(error) => {
+            discard_template(config, &template.key, &error);
+            Ok(None)
         }
     }
+}
+
+/// Makes a VM that goes on from a template. `name`: whoever it is for; the other result
+/// is where the VMM's messages can be read.
+pub(crate) fn restore(
+    config: &Config,
+    name: &str,
+    template: &Template,
+    cgroup: &Path,
+    stages: &Stages,
+) -> Result<(Vmm, OwnedFd)> {
+    let kvm = files::kvm().map_err(Error::failed)?;
+    let kernel = files::kernel(&config.kernel).map_err(Error::failed)?;
+    let (mut vmm, log, uid) = stages.time_blocking("spawn", || spawn_in(config, name, cgroup))?;
+    let files = RestoreFiles {
+        kvm: kvm.as_fd(),
+        kernel: kernel.as_fd(),
+        memory: template.memory.as_fd(),
+        state: template.state.as_fd(),
+    };
+    let spec = shape(config, uid);
+    let restored = stages.time_blocking("restore", || vmm.restore(&spec, files));
+    restored.map_err(Error::failed)?;
+    Ok((vmm, log))
+}
+
+/// Makes a VM that boots.
+fn to_boot(plan: &Plan, stages: &Stages, cgroup: &Cgroup) -> Result<(Vmm, OwnedFd, Origin)> {
+    let config = &plan.config;
+    let kvm = files::kvm().map_err(Error::failed)?;
+    let kernel = files::kernel(&config.kernel).map_err(Error::failed)?;
     let agent = files::agent(&config.agent).map_err(Error::failed)?;
     let serial = console_log(plan)?;
     files::vmm(&config.vmm).map_err(Error::failed)?;
-    let (mut vmm, log) = stages.time_blocking("spawn", || spawn_in(&config.vmm, cgroup))?;
+    let spawn = || spawn_in(config, &plan.id, &cgroup.vmm_dir());
+    let (mut vmm, log, uid) = stages.time_blocking("spawn", spawn)?;
     let files = BootFiles {
         kvm: kvm.as_fd(),
         kernel: kernel.as_fd(),
         initramfs: agent.as_fd(),
         serial: serial.as_ref().map(AsFd::as_fd),
     };
+    let spec = shape(config, uid);
     match stages.time_blocking("load", || vmm.boot(&spec, files)) {
-        Ok(()) => Ok((vmm, log, true)),
+        Ok(()) => Ok((vmm, log, Origin::Kernel)),
         Err(error) => {
             // With its end that of its messages comes.
             drop(vmm);
@@ -186,12 +223,12 @@ fn make_in(
 }
 
 /// The node's template, if there is one that can be used.
-fn find_template(config: &Config, spec: &VmSpec) -> Option<Template> {
+pub(crate) fn find_template(config: &Config) -> Option<Template> {
     if !config.templates || config.console {
         return None;
     }
     // A file that is missing is named when the VM boots.
-    let recipe = Recipe::of(config, spec).ok()?;
+    let recipe = Recipe::of(config, &shape(config, 0)).ok()?;
     match templates::find(&config.state_dir, &recipe) {
         Ok(found) => found,
         Err(error) => {
@@ -225,17 +262,30 @@ fn remove_cgroup(cgroup: &Cgroup) {
     }
 }
 
-/// Starts the VMM; the other result is where its messages can be read.
-fn spawn_in(binary: &Path, cgroup: &Cgroup) -> Result<(Vmm, OwnedFd)> {
-    let open = |path: &Path, error| Error::Failed(format!("{}: {error}", path.display()));
-    let dir = cgroup.vmm_dir();
-    let dir = File::open(&dir).map_err(|error| open(&dir, error))?;
+/// A pipe for the VMM's messages: what is read, and what it writes to.
+fn pipe() -> Result<(OwnedFd, File)> {
     let (messages, log) = std::io::pipe()
         .map_err(|error| Error::Failed(format!("cannot make a pipe for the VMM: {error}")))?;
-    let log = File::from(OwnedFd::from(log));
-    let vmm = Vmm::spawn(binary, Some(dir.as_fd()), Some(log)).map_err(Error::failed)?;
+    Ok((messages.into(), File::from(OwnedFd::from(log))))
+}
+
+/// Starts a VMM in a cgroup. The other results are where its messages can be read, and the
+/// user that it is to run as.
+fn spawn_in(config: &Config, name: &str, cgroup: &Path) -> Result<(Vmm, OwnedFd, u32)> {
+    let lease = UidLease::take(&config.state_dir, name, config.uid_base, config.uid_count);
+    let lease = lease.map_err(Error::failed)?;
+    let dir = File::open(cgroup)
+        .map_err(|error| Error::Failed(format!("{}: {error}", cgroup.display())))?;
+    let (messages, log) = pipe()?;
+    let vmm = Vmm::spawn(
+        &config.vmm,
+        Some(dir.as_fd()),
+        Some(log),
+        Some(lease.as_fd()),
+    )
+    .map_err(Error::failed)?;
     // It inherits our own score, which protects it from the kernel's killer: a
     // guest that eats the host's memory shall not be protected.
     set_oom_score(vmm.pid(), 0);
-    Ok((vmm, messages.into()))
+    Ok((vmm, messages, lease.uid))
 }

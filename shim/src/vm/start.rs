@@ -80,6 +80,14 @@ impl Vm {
             .as_ref()
             .and_then(Attachment::remains)
             .map(|remains| (remains.interface, remains.handle));
+        let pidfd = match made.vmm.pidfd().try_clone_to_owned() {
+            Ok(pidfd) => pidfd,
+            Err(error) => {
+                made.undo().await;
+                remove_state(&state);
+                return Err(Error::Failed(format!("the VMM's process: {error}")));
+            }
+        };
         let vm = Arc::new(Self {
             id: plan.id.clone(),
             namespace: plan.namespace.clone(),
@@ -87,9 +95,11 @@ impl Vm {
             log: VmmLog::follow(made.log),
             death: tokio::sync::OnceCell::new(),
             pid: made.vmm.pid(),
+            pidfd,
             vsock: Vsock::new(state.socket_path(VSOCK)),
             size: plan.size,
             booted: made.boots,
+            stray: Mutex::new(made.stray),
             cgroup: made.cgroup,
             home: Mutex::new(None),
             endpoint: attachment
@@ -98,7 +108,6 @@ impl Vm {
             parts: Mutex::new(Some(Parts {
                 vmm: made.vmm,
                 attachment,
-                _uid: made.uid,
                 state,
                 record,
             })),
@@ -162,6 +171,7 @@ impl Vm {
             scratch: scratch.as_fd(),
             vsock_listener: listener.as_fd(),
             tap: tap.as_ref().map(AsFd::as_fd),
+            outlets: None,
         };
         parts
             .vmm

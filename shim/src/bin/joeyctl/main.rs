@@ -8,6 +8,7 @@ mod metrics;
 mod node;
 mod ps;
 mod reconcile;
+mod template;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -64,6 +65,11 @@ enum Command {
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<SocketAddr>,
     },
+    /// Makes, lists and removes what sandboxes start from.
+    Template {
+        #[command(subcommand)]
+        what: template::Template,
+    },
     /// Removes what a crash or a reboot left: sandboxes without a shim, unfinished files.
     /// Shims do the same now and then.
     Reconcile {
@@ -100,6 +106,7 @@ fn run(command: Command, config: Option<&Path>) -> anyhow::Result<ExitCode> {
         Command::Metrics {
             listen: Some(address),
         } => metrics::serve(&config, address),
+        Command::Template { what } => template::run(&config, what),
         Command::Reconcile { dry_run } => reconcile::run(&config, dry_run),
     }
     .map(|()| ExitCode::SUCCESS)
