@@ -2,11 +2,14 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod discard;
+mod hotplug;
 mod iovec;
 
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
@@ -15,6 +18,7 @@ use vm_memory::{
 };
 
 pub use arena::Arena;
+pub use hotplug::{BLOCK, Hotplug, Piece};
 pub use iovec::{BadBuffer, IoVec};
 
 /// Page size of host and guest in bytes.
@@ -66,27 +70,50 @@ pub enum MemoryError {
 /// The guest's memory. Copies name the same memory, which stays mapped for ever,
 /// so pointers into it never dangle.
 #[derive(Clone, Copy, Debug)]
-pub struct GuestRam(&'static GuestMemoryMmap);
+pub struct GuestRam(&'static Ram);
+
+#[derive(Debug)]
+struct Ram {
+    /// What is guest memory now. Only ever replaced by one that has more, and never freed.
+    now: AtomicPtr<GuestMemoryMmap>,
+    /// What may become guest memory.
+    hotplug: Option<Hotplug>,
+}
 
 impl Deref for GuestRam {
     type Target = GuestMemoryMmap;
 
     fn deref(&self) -> &GuestMemoryMmap {
-        self.0
+        // SAFETY: it comes from a leaked box that nobody changes.
+        unsafe { &*self.0.now.load(Ordering::Acquire) }
     }
 }
 
 impl GuestRam {
     /// Reserves `bytes` of zeroed guest memory. Nothing is committed until it is touched.
     pub fn allocate(bytes: u64) -> Result<Self, MemoryError> {
+        Self::with_hotplug(bytes, 0)
+    }
+
+    /// The same, with address space for `hotplug` bytes that may become guest memory later.
+    pub fn with_hotplug(bytes: u64, hotplug: u64) -> Result<Self, MemoryError> {
         let low = bytes.min(LOW_END);
         let mut regions = vec![region(0, low)?];
+        let mut end = HIGH_START;
         if bytes > low {
+            end += bytes - low;
             regions.push(region(HIGH_START, bytes - low)?);
         }
+        let hotplug = match hotplug {
+            0 => None,
+            bytes => Some(Hotplug::reserve(end, bytes)?),
+        };
         let memory = GuestMemoryMmap::from_regions(regions)
             .map_err(|error| MemoryError::Layout(error.to_string()))?;
-        Ok(Self(Box::leak(Box::new(memory))))
+        Ok(Self(Box::leak(Box::new(Ram {
+            now: AtomicPtr::new(Box::into_raw(Box::new(memory))),
+            hotplug,
+        }))))
     }
 
     /// End of the memory that starts at address 0.
@@ -96,7 +123,7 @@ impl GuestRam {
 
     /// Start address, length in bytes and host address of each region.
     pub fn regions(&self) -> impl Iterator<Item = (u64, u64, u64)> {
-        self.0.iter().map(|region| {
+        self.iter().map(|region| {
             let host = region.as_ptr() as u64;
             (region.start_addr().0, region.len(), host)
         })
@@ -176,16 +203,24 @@ impl GuestRam {
     }
 }
 
+const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
 /// One region of anonymous memory that is never unmapped.
 fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
+    let host = reserve(bytes)?;
+    // SAFETY: just reserved, and never unmapped.
+    unsafe { region_at(host, start, bytes) }
+}
+
+/// Reserves anonymous memory that is never unmapped.
+fn reserve(bytes: u64) -> Result<*mut u8, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout("too large".into()))?;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // A huge page serves the guest only where host and guest address agree modulo
     // its size, so a bit more is reserved, which costs nothing.
     let reserved = size + HUGE_PAGE;
     // SAFETY: a new mapping at an address that the kernel chooses aliases nothing.
-    let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, protection, flags, -1, 0) };
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, PROTECTION, FLAGS, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(MemoryError::Reserve {
             bytes,
@@ -199,10 +234,17 @@ fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
         let source = io::Error::last_os_error();
         return Err(MemoryError::Reserve { bytes, source });
     }
-    let aligned = (address as usize).next_multiple_of(HUGE_PAGE) as *mut u8;
-    // SAFETY: `aligned` and `size` bytes after it lie within the mapping just made,
-    // which lives as long as the process.
-    let mapping = unsafe { MmapRegion::build_raw(aligned, size, protection, flags) }
+    Ok((address as usize).next_multiple_of(HUGE_PAGE) as *mut u8)
+}
+
+/// Makes `bytes` at `host` a region of guest memory.
+///
+/// # Safety
+/// They lie within what [`reserve`] has given.
+unsafe fn region_at(host: *mut u8, start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout("too large".into()))?;
+    // SAFETY: the mapping lives as long as the process; the caller has kept to its bounds.
+    let mapping = unsafe { MmapRegion::build_raw(host, size, PROTECTION, FLAGS) }
         .map_err(|error: MmapRegionError| MemoryError::Layout(error.to_string()))?;
     GuestRegionMmap::new(mapping, GuestAddress(start))
         .ok_or_else(|| MemoryError::Layout("address overflow".into()))
