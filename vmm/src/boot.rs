@@ -358,6 +358,7 @@ mod tests {
             id: "a".into(),
             vcpus: 32,
             memory_mib: 128,
+            hotplug_mib: 0,
             net: None,
             uid: 1,
             gid: 1,

@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -13,6 +12,7 @@ use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
 
 use crate::action::{Action, Event, Reply};
 use crate::channel::{Channel, ChannelError};
+use crate::cpus::Cpus;
 use crate::devices::virtio::block::Window;
 use crate::devices::virtio::fs::Backend;
 use crate::devices::virtio::vsock::Vsock;
@@ -21,18 +21,17 @@ use crate::jail;
 use crate::kernel_log;
 use crate::memory::GuestRam;
 use crate::poll::{add, again_if, lock, serve_kick, spawn, wait};
+use crate::resize::Memory;
 use crate::seccomp::{self, ThreadKind};
 use crate::spec::VmSpec;
 use crate::storage::{self, Storage};
 use crate::sys;
 use crate::vcpu::Stop;
-use crate::vm::{Counters, CpuFactory, Peripherals, Vm};
+use crate::vm::{Counters, Peripherals, Vm};
 
 /// Descriptors that the owner hands over.
 const CONTROL_FD: i32 = 3;
 const EVENTS_FD: i32 = 4;
-/// How long the owner waits for a new vCPU before it is told that it failed.
-const ONLINE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the process of a guest that is gone answers its owner.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -131,28 +130,29 @@ fn start(
         disks,
         spares,
         peripherals,
+        memory,
         window,
         counters,
         ram,
         kernel,
     } = vm;
     storage::serve_disks(disks, &stop)?;
-    let parked = (1..spec.vcpus)
-        .map(|index| park_cpu(index, &cpus, &stop))
-        .collect::<io::Result<Vec<_>>>()?;
+    let cpus = Cpus::start(spec.vcpus, &cpus, &stop)?;
     // Never dropped: its thread may not close descriptors.
     let mut boot_cpu = ManuallyDrop::new(boot_cpu);
     spawn("vcpu0", ThreadKind::Vcpu, &stop, move || Ok(boot_cpu.run()))?;
     let storage = Storage::start(spares, &stop)?;
+    let memory = Memory::start(memory, &stop)?;
     let mut owner = Owner {
         control,
         events,
         window,
         storage,
+        memory,
         counters,
         ram,
         kernel,
-        parked,
+        cpus,
         stop,
     };
     let epoll = Loop::new(&owner, &peripherals)?;
@@ -167,53 +167,17 @@ fn start(
     }
 }
 
-/// A thread that makes and runs its vCPU when told.
-struct ParkedCpu {
-    go: SyncSender<()>,
-    made: Receiver<Result<(), String>>,
-}
-
-fn park_cpu(index: u8, cpus: &CpuFactory, stop: &Arc<Stop>) -> io::Result<ParkedCpu> {
-    let (go, told) = sync_channel(1);
-    let (answer, made) = sync_channel(1);
-    let cpus = cpus.clone();
-    spawn(
-        &format!("vcpu{index}"),
-        ThreadKind::ParkedVcpu,
-        stop,
-        move || {
-            // The sender lives as long as the process.
-            let _ = told.recv();
-            let confined = |vcpu| seccomp::install(ThreadKind::Vcpu).map(|()| vcpu);
-            let vcpu = cpus
-                .make(index)
-                .map_err(|error| error.to_string())
-                .and_then(|vcpu| confined(vcpu).map_err(|error| error.to_string()));
-            match vcpu.map(ManuallyDrop::new) {
-                Ok(mut vcpu) => {
-                    let _ = answer.send(Ok(()));
-                    Ok(vcpu.run())
-                }
-                Err(error) => {
-                    let _ = answer.send(Err(error.clone()));
-                    Ok(format!("vcpu failed: {error}"))
-                }
-            }
-        },
-    )?;
-    Ok(ParkedCpu { go, made })
-}
-
 /// The side of the process that talks to its owner.
 struct Owner {
     control: Channel,
     events: File,
     window: Window,
     storage: Storage,
+    memory: Memory,
     counters: Counters,
     ram: GuestRam,
     kernel: File,
-    parked: Vec<ParkedCpu>,
+    cpus: Cpus,
     stop: Arc<Stop>,
 }
 
@@ -263,7 +227,9 @@ impl Owner {
                     .unmap(offset)
                     .map_err(|error| error.to_string())?;
             }
-            Action::OnlineCpu { cpu } => self.online(cpu)?,
+            Action::OnlineCpu { cpu } => self.cpus.online(cpu)?,
+            Action::ResizeMemory { mib } => self.memory.resize(mib)?,
+            Action::InflateBalloon { mib } => self.memory.inflate(mib)?,
             Action::AttachFs => {
                 let backend = Backend::from_list(files)
                     .ok_or("attach_fs takes the descriptors of a file system daemon")?;
@@ -287,24 +253,6 @@ impl Owner {
         }
         Ok(Reply::Done)
     }
-
-    /// Starts the thread of a vCPU; one that runs already is fine.
-    fn online(&mut self, cpu: u8) -> Result<(), String> {
-        let index = usize::from(cpu).checked_sub(1);
-        let parked = index.and_then(|index| self.parked.get(index));
-        let Some(parked) = parked else {
-            let most = self.parked.len();
-            return Err(format!("there is no vCPU {cpu} to start: 1 to {most} are"));
-        };
-        if parked.go.try_send(()).is_err() {
-            return Ok(());
-        }
-        match parked.made.recv_timeout(ONLINE_TIMEOUT) {
-            Ok(result) => result,
-            // It was made by an earlier action.
-            Err(_) => Err(format!("vCPU {cpu} did not start")),
-        }
-    }
 }
 
 /// What the devices thread waits for.
@@ -319,9 +267,10 @@ enum Token {
     Sockets,
     RngKick,
     FsLost,
+    MemoryReached,
 }
 
-const TOKENS: [Token; 8] = [
+const TOKENS: [Token; 9] = [
     Token::Control,
     Token::Stop,
     Token::NetKick,
@@ -330,6 +279,7 @@ const TOKENS: [Token; 8] = [
     Token::Sockets,
     Token::RngKick,
     Token::FsLost,
+    Token::MemoryReached,
 ];
 
 /// The loop of the devices thread.
@@ -350,6 +300,7 @@ impl Loop {
             (vsock_device.sockets().as_raw_fd(), Token::Sockets),
             (rng.kick.as_raw_fd(), Token::RngKick),
             (owner.storage.fs_lost(), Token::FsLost),
+            (owner.memory.reached(), Token::MemoryReached),
         ] {
             add(&epoll, fd, EventSet::IN, token as u64)?;
         }
@@ -403,6 +354,13 @@ impl Loop {
                         if let Some(reason) = owner.storage.take_fs_loss() {
                             owner.say(&Event::FsLost { reason });
                         }
+                    }
+                    Token::MemoryReached => {
+                        owner.memory.take_reached();
+                        let plugged = owner.counters.stats().mem.plugged_bytes >> 20;
+                        // A spec's MiB have 32 bits.
+                        let mib = plugged as u32;
+                        owner.say(&Event::MemoryResized { mib });
                     }
                     Token::RngKick => {
                         let _ = rng.kick.read();

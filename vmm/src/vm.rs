@@ -14,17 +14,20 @@ use crate::arch::x86_64::layout::{DEVICE_SIZE, DEVICES, FIRST_IRQ, SERIAL_IRQ, T
 use crate::boot::{self, BootError};
 use crate::devices::bus::Bus;
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::balloon::{Balloon, BalloonCounters};
 use crate::devices::virtio::block::{Block, BlockCounters, Disk, FileDisk, Window};
 use crate::devices::virtio::fs::{Fs, FsCounters};
+use crate::devices::virtio::mem::{Mem, MemCounters};
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
 use crate::devices::virtio::net::{Net, NetCounters};
 use crate::devices::virtio::rng::{Rng, RngCounters};
 use crate::devices::virtio::vsock::{Vsock, VsockCounters};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::files::BootFiles;
-use crate::kvm::{self, KvmError, failed};
+use crate::kvm::{self, KvmError, MemorySlots, failed};
 use crate::memory::{GuestRam, MemoryError};
 use crate::metrics::{Stats, VcpuCounters};
+use crate::resize::MemoryDevices;
 use crate::slots;
 use crate::spec::VmSpec;
 use crate::sys;
@@ -113,6 +116,8 @@ pub struct Counters {
     net: Arc<NetCounters>,
     vsock: Arc<VsockCounters>,
     rng: Arc<RngCounters>,
+    balloon: Arc<BalloonCounters>,
+    mem: Arc<MemCounters>,
 }
 
 impl Counters {
@@ -127,6 +132,8 @@ impl Counters {
             net: self.net.stats(),
             vsock: self.vsock.stats(),
             rng: self.rng.stats(),
+            balloon: self.balloon.stats(),
+            mem: self.mem.stats(),
         }
     }
 }
@@ -167,6 +174,8 @@ pub struct Vm {
     pub spares: Spares,
     /// The other devices.
     pub peripherals: Peripherals,
+    /// What guest memory is resized by.
+    pub memory: MemoryDevices,
     /// Where images are mapped.
     pub window: Window,
     /// Counters of everything.
@@ -181,7 +190,8 @@ impl Vm {
     /// Puts a VM together from a valid spec.
     pub fn build(spec: &VmSpec, files: BootFiles<OwnedFd>) -> Result<Self, VmError> {
         let counters = Counters::default();
-        let ram = GuestRam::allocate(u64::from(spec.memory_mib) << 20)?;
+        let mib = |count: u32| u64::from(count) << 20;
+        let ram = GuestRam::with_hotplug(mib(spec.memory_mib), mib(spec.hotplug_mib))?;
         let kvm = kvm::open(files.kvm)?;
         let vm = kvm.create_vm().map_err(failed("make a VM"))?;
         // Before the interrupt controllers: they leave an SRCU grace period under
@@ -215,6 +225,9 @@ impl Vm {
             rng: Slot::new(Rng::new(ram, Arc::clone(&counters.rng)), "rng")?,
         };
         let spares = Spares::new(ram, &counters)?;
+        let balloon = Balloon::new(ram, Arc::clone(&counters.balloon));
+        let balloon = Slot::new(balloon, "the balloon")?;
+        let mem = Slot::new(Mem::new(ram, Arc::clone(&counters.mem)), "memory")?;
 
         let mut wiring = Wiring {
             vm: &vm,
@@ -231,6 +244,9 @@ impl Vm {
         for disk in &spares.disks {
             wiring.attach(disk)?;
         }
+        debug_assert_eq!(wiring.transports.len(), slots::BALLOON);
+        wiring.attach(&balloon)?;
+        wiring.attach(&mem)?;
         let transports = wiring.transports;
         let serial = files.serial.map(|file| serial(&vm, file)).transpose()?;
 
@@ -242,9 +258,11 @@ impl Vm {
             &File::from(files.initramfs),
             transports.len(),
         )?;
+        let vm = Arc::new(vm);
+        let slots = MemorySlots::new(Arc::clone(&vm), ram);
         let cpus = CpuFactory {
             cpuid: Template::new(&kvm, spec.vcpus)?,
-            vm: Arc::new(vm),
+            vm,
             ram,
             bus: Arc::new(Bus::new(transports, serial)),
             counters: Arc::clone(&counters.vcpus),
@@ -257,6 +275,11 @@ impl Vm {
             disks,
             spares,
             peripherals,
+            memory: MemoryDevices {
+                balloon,
+                mem,
+                slots,
+            },
             window,
             counters,
             ram,

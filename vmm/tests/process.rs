@@ -18,6 +18,7 @@ fn spec() -> VmSpec {
         id: "test".into(),
         vcpus: 1,
         memory_mib: 64,
+        hotplug_mib: 0,
         net: None,
         uid: 65534,
         gid: 65534,

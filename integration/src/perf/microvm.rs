@@ -123,6 +123,7 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> an
         id: "bench".into(),
         vcpus: 1,
         memory_mib: parts.memory_mib,
+        hotplug_mib: 0,
         net: None,
         uid: 64999,
         gid: 64999,

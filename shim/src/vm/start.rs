@@ -129,6 +129,7 @@ impl Vm {
             id: plan.id.clone(),
             vcpus: plan.size.vcpus,
             memory_mib: plan.size.memory_mib,
+            hotplug_mib: 0,
             net: self.endpoint.as_ref().map(|endpoint| NetSpec {
                 mac: endpoint.mac,
                 mtu: u16::try_from(endpoint.mtu).unwrap_or(u16::MAX),
