@@ -15,13 +15,16 @@ use crate::vm::CpuFactory;
 /// How long the owner waits for a new vCPU before it is told that it failed.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Which vCPU to make, and where the outcome goes.
+type Command = (u8, SyncSender<Result<(), String>>);
+
 /// The owner's side.
 pub struct Cpus {
     /// How many there may be.
     most: u8,
     /// Which were started, by bits.
     started: u64,
-    commands: Option<SyncSender<(u8, SyncSender<Result<(), String>>)>>,
+    commands: Option<SyncSender<Command>>,
 }
 
 impl Cpus {
@@ -33,7 +36,7 @@ impl Cpus {
             commands: None,
         };
         if most > 1 {
-            let (commands, incoming) = sync_channel::<(u8, SyncSender<_>)>(1);
+            let (commands, incoming) = sync_channel::<Command>(1);
             let (factory, end) = (factory.clone(), Arc::clone(stop));
             spawn("cpus", ThreadKind::Cpus, stop, move || {
                 for (index, answer) in incoming {

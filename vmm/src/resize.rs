@@ -35,11 +35,14 @@ pub struct MemoryDevices {
 
 /// The owner's side.
 pub struct Memory {
-    commands: SyncSender<(Command, SyncSender<Result<(), String>>)>,
+    commands: SyncSender<(Command, Answer)>,
     /// Written when there is a command.
     call: EventFd,
     reached: EventFd,
 }
+
+/// Where the outcome of a command goes.
+type Answer = SyncSender<Result<(), String>>;
 
 /// Asked of the thread.
 enum Command {
@@ -124,7 +127,7 @@ struct Thread {
     devices: MemoryDevices,
     call: EventFd,
     reached: EventFd,
-    incoming: Receiver<(Command, SyncSender<Result<(), String>>)>,
+    incoming: Receiver<(Command, Answer)>,
 }
 
 impl Thread {
