@@ -160,6 +160,7 @@ fn rules(kind: ThreadKind) -> Vec<(u32, Rule)> {
             allow(&[libc::SYS_ioctl], Rule::OneOf(1, calls));
             let advice = &[libc::MADV_DONTNEED as u32];
             allow(&[libc::SYS_madvise], Rule::OneOf(2, advice));
+            allow(&[libc::SYS_mprotect], Rule::Without(2, executable));
             allow(&MEMORY, Rule::Always);
         }
         ThreadKind::Devices => allow(&DEVICES, Rule::Always),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use vm_memory::{GuestAddress, GuestRegionCollectionError};
 
-use super::{GuestRam, MemoryError, region_at, reserve};
+use super::{GuestRam, MemoryError, PROTECTION, region_at, reserve};
 
 /// Guest memory grows in these steps: Linux adds memory in blocks of this size, and only
 /// whole ones.
@@ -52,9 +52,22 @@ impl Hotplug {
         Ok(Self {
             start,
             bytes,
-            host: reserve(bytes)?,
+            // Not readable: hosts that count what they promise count only what is used.
+            host: reserve(bytes, libc::PROT_NONE)?,
             grown: Mutex::new(0),
         })
+    }
+
+    /// Makes the first `bytes` readable and writable.
+    fn allow(&self, bytes: u64) -> Result<(), MemoryError> {
+        // It was reserved, so that its size fits.
+        let size = bytes as usize;
+        // SAFETY: no more than was reserved; its content does not change.
+        if unsafe { libc::mprotect(self.host.cast(), size, PROTECTION) } != 0 {
+            let source = std::io::Error::last_os_error();
+            return Err(MemoryError::Reserve { bytes, source });
+        }
+        Ok(())
     }
 
     /// Guest address of its start.
@@ -93,6 +106,7 @@ impl GuestRam {
         if bytes <= *grown {
             return Ok(());
         }
+        hotplug.allow(bytes)?;
         // SAFETY: `bytes` are no more than were reserved.
         let region = unsafe { region_at(hotplug.host, hotplug.start, bytes) }?;
         // One region however often it grows: a buffer may lie across two steps.

@@ -208,19 +208,19 @@ const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE
 
 /// One region of anonymous memory that is never unmapped.
 fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
-    let host = reserve(bytes)?;
+    let host = reserve(bytes, PROTECTION)?;
     // SAFETY: just reserved, and never unmapped.
     unsafe { region_at(host, start, bytes) }
 }
 
 /// Reserves anonymous memory that is never unmapped.
-fn reserve(bytes: u64) -> Result<*mut u8, MemoryError> {
+fn reserve(bytes: u64, protection: i32) -> Result<*mut u8, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout("too large".into()))?;
     // A huge page serves the guest only where host and guest address agree modulo
     // its size, so a bit more is reserved, which costs nothing.
     let reserved = size + HUGE_PAGE;
     // SAFETY: a new mapping at an address that the kernel chooses aliases nothing.
-    let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, PROTECTION, FLAGS, -1, 0) };
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, protection, FLAGS, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(MemoryError::Reserve {
             bytes,
