@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use network::Endpoint;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 use protocol::guest::{ConfigureRequest, Dns, Interface, Route};
 
 use crate::config::Config;
@@ -143,16 +143,30 @@ struct Limits {
     cpu_shares: Option<i64>,
 }
 
-/// How large the pod's VM is.
+/// How large the pod's VM is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     /// Guest memory.
     pub memory_mib: u32,
-    /// vCPUs that the guest may have.
+    /// vCPUs.
     pub vcpus: u8,
 }
 
 impl Size {
+    /// By limits that the whole pod is updated to.
+    pub fn updated(resources: &LinuxResources, config: &Config) -> Self {
+        let cpu = resources.cpu().as_ref();
+        let limits = Limits {
+            memory: resources.memory().and_then(|memory| memory.limit()),
+            cpu_quota: cpu.and_then(|cpu| cpu.quota()),
+            cpu_period: cpu.and_then(|cpu| cpu.period()),
+            cpu_shares: cpu
+                .and_then(|cpu| cpu.shares())
+                .and_then(|shares| i64::try_from(shares).ok()),
+        };
+        Self::within(&limits, config)
+    }
+
     /// By the pod's limits: those that containerd was told for the sandbox, or
     /// those of the one container. Without limits: the configuration's defaults. It has
     /// no fewer CPUs than are requested: containers without a limit do not count in
@@ -207,6 +221,11 @@ impl Size {
 pub fn cpus_of(quota: Option<i64>, period: Option<u64>) -> Option<u64> {
     let period = period.filter(|period| *period > 0);
     Some(positive(quota)?.div_ceil(period.unwrap_or(DEFAULT_PERIOD)))
+}
+
+/// The same in thousandths, which add up without rounding.
+pub fn millicpus_of(quota: Option<i64>, period: Option<u64>) -> Option<u64> {
+    cpus_of(quota.map(|quota| quota.saturating_mul(1000)), period)
 }
 
 /// A limit; zero and less mean that there is none.

@@ -53,7 +53,7 @@ pub struct Plan {
     pub pod: (String, String),
     /// The shim's socket.
     pub socket: PathBuf,
-    /// How large.
+    /// How large it is to become.
     pub size: Size,
     /// The operator's settings.
     pub config: Arc<Config>,
@@ -66,7 +66,6 @@ pub struct Vm {
     config: Arc<Config>,
     pid: u32,
     vsock: Vsock,
-    size: Size,
     cgroup: Cgroup,
     log: VmmLog,
     /// Set once, by whoever first finds that the guest is lost.
@@ -132,11 +131,6 @@ impl Vm {
         }
     }
 
-    /// How large it is.
-    pub fn size(&self) -> Size {
-        self.size
-    }
-
     /// Shows `length` bytes of a file in the image window.
     ///
     /// # Errors
@@ -144,6 +138,18 @@ impl Vm {
     pub async fn map_image(self: &Arc<Self>, offset: u64, length: u64, file: File) -> Result<()> {
         self.ask("cannot show an image to the guest", move |vmm| {
             vmm.map_image(offset, length, file.as_fd())
+        })
+        .await
+    }
+
+    /// Asks the guest to have this much memory beyond what it booted with; the VMM's events
+    /// tell when it has.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn resize_memory(self: &Arc<Self>, mib: u32) -> Result<()> {
+        self.ask("cannot resize the guest's memory", move |vmm| {
+            vmm.resize_memory(mib)
         })
         .await
     }

@@ -92,7 +92,6 @@ impl Vm {
             death: tokio::sync::OnceCell::new(),
             pid: process.vmm.pid(),
             vsock: Vsock::new(state.socket_path(VSOCK)),
-            size: plan.size,
             cgroup: process.cgroup,
             home: Mutex::new(None),
             endpoint: attachment
@@ -127,9 +126,10 @@ impl Vm {
         let config = plan.config.clone();
         let spec = VmSpec {
             id: plan.id.clone(),
-            vcpus: plan.size.vcpus,
-            memory_mib: plan.size.memory_mib,
-            hotplug_mib: 0,
+            // The same for all pods: what this one asks for comes while it runs.
+            vcpus: config.guest_vcpus(),
+            memory_mib: config.memory_mib,
+            hotplug_mib: config.hotplug_mib(),
             net: self.endpoint.as_ref().map(|endpoint| NetSpec {
                 mac: endpoint.mac,
                 mtu: u16::try_from(endpoint.mtu).unwrap_or(u16::MAX),
@@ -210,6 +210,10 @@ impl Vm {
             Ok(Some(vmm::Event::Ready)) => Ok(()),
             // No file system is attached before the agent is there, so that is as bad.
             Ok(Some(vmm::Event::Stopped { reason } | vmm::Event::FsLost { reason })) => Err(reason),
+            // Not asked for yet.
+            Ok(Some(vmm::Event::MemoryResized { .. })) => {
+                Err("it reports memory before its agent".into())
+            }
             Ok(None) => Err(format!("the VMM has died; {DOCTOR}")),
             Err(_) => Err(format!(
                 "nothing was heard of it for {} s; {DOCTOR}",
