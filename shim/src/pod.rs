@@ -153,8 +153,8 @@ pub struct Size {
 }
 
 impl Size {
-    /// By limits that the whole pod is updated to.
-    pub fn updated(resources: &LinuxResources, config: &Config) -> Self {
+    /// With limits that the whole pod is updated to. What they do not name stays.
+    pub fn updated(self, resources: &LinuxResources, config: &Config) -> Self {
         let cpu = resources.cpu().as_ref();
         let limits = Limits {
             memory: resources.memory().and_then(|memory| memory.limit()),
@@ -164,7 +164,12 @@ impl Size {
                 .and_then(|cpu| cpu.shares())
                 .and_then(|shares| i64::try_from(shares).ok()),
         };
-        Self::within(&limits, config)
+        let named = Self::within(&limits, config);
+        let cpus_named = limits.cpu_quota.is_some() || limits.cpu_shares.is_some();
+        Self {
+            memory_mib: limits.memory.map_or(self.memory_mib, |_| named.memory_mib),
+            vcpus: if cpus_named { named.vcpus } else { self.vcpus },
+        }
     }
 
     /// By the pod's limits: those that containerd was told for the sandbox, or
@@ -429,6 +434,28 @@ mod tests {
     #[test]
     fn a_container_alone_is_as_large_as_its_own_limits() {
         assert_eq!(size(json!({})), (256 + 1024, 4));
+    }
+
+    #[test]
+    fn an_update_of_the_pod_changes_what_it_names() {
+        let config = Config {
+            max_memory_mib: 65536,
+            max_vcpus: 32,
+            ..Config::default()
+        };
+        let pod = Size {
+            memory_mib: 768,
+            vcpus: 2,
+        };
+        let updated = |resources| {
+            let resources = serde_json::from_value(resources).unwrap();
+            let size = pod.updated(&resources, &config);
+            (size.memory_mib, size.vcpus)
+        };
+        assert_eq!(updated(json!({})), (768, 2));
+        assert_eq!(updated(json!({"memory": {"limit": 1 << 30}})), (1280, 2));
+        assert_eq!(updated(json!({"cpu": {"quota": 300_000}})), (768, 3));
+        assert_eq!(updated(json!({"memory": {"limit": -1}})), (256, 2));
     }
 
     #[test]

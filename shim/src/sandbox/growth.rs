@@ -99,9 +99,10 @@ impl Growth {
         pod.memory_mib = memory_mib.max(self.base.memory_mib);
     }
 
-    /// The whole pod is to have this size.
-    pub(super) fn replace(&self, size: Size) {
-        *self.pod.lock().unwrap_or_else(PoisonError::into_inner) = size;
+    /// The whole pod has other limits.
+    pub(super) fn update(&self, resources: &LinuxResources, config: &Config) {
+        let mut pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner);
+        *pod = pod.updated(resources, config);
     }
 
     fn want(&self, shares: &[Share]) {

@@ -18,7 +18,6 @@ use crate::error::{Error, Result};
 use crate::guest;
 use crate::guest_spec;
 use crate::metrics;
-use crate::pod::Size;
 use crate::process::{KILLED, Process, step};
 use crate::streams::{Stdio, Streams};
 use crate::task_state::TaskState;
@@ -299,8 +298,7 @@ impl Sandbox {
             if let Some(resources) = request.resources.as_ref() {
                 let limits =
                     guest_spec::parse_resources(&resources.value).map_err(Error::invalid)?;
-                self.growth
-                    .replace(Size::updated(&limits, self.vm.config()));
+                self.growth.update(&limits, self.vm.config());
                 self.grow();
             }
             return Ok(());
