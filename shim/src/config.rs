@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use vmm::spec::{HOTPLUG_STEP_MIB, MAX_MEMORY_MIB};
 
 /// Read when neither the environment nor containerd names another file.
 pub const DEFAULT_PATH: &str = "/etc/joey/config.toml";
@@ -14,6 +15,8 @@ pub const PATH_VARIABLE: &str = "JOEY_CONFIG";
 
 /// Most vCPUs that the VMM takes.
 const MAX_VCPUS: u8 = 32;
+/// vCPUs that a guest may have even where the host has fewer: they take turns.
+const FEW_VCPUS: u8 = 4;
 const MIN_MEMORY_MIB: u32 = 64;
 const MIN_SCRATCH_MIB: u64 = 16;
 
@@ -64,7 +67,7 @@ pub struct Config {
     pub max_memory_mib: u32,
     /// vCPUs of a pod without a CPU limit.
     pub vcpus: u8,
-    /// Upper bound of a pod's vCPUs; 0: as many as the host has processors.
+    /// Upper bound of a pod's vCPUs; 0: as many as the host has processors, at least 4.
     pub max_vcpus: u8,
     /// Whether sandboxes start from a template, which the first one has made, instead of
     /// booting each.
@@ -207,10 +210,20 @@ impl Config {
         }
     }
 
-    /// Most vCPUs that a guest gets: what the operator says, else what the host has.
+    /// MiB by which a guest may grow beyond what it boots with, in the steps that Linux
+    /// adds memory in. The same for all pods.
+    pub fn hotplug_mib(&self) -> u32 {
+        let steps = |mib: u32| mib / HOTPLUG_STEP_MIB;
+        let room = steps(MAX_MEMORY_MIB.saturating_sub(self.memory_mib));
+        let more = self.guest_memory_mib().saturating_sub(self.memory_mib);
+        more.div_ceil(HOTPLUG_STEP_MIB).min(room) * HOTPLUG_STEP_MIB
+    }
+
+    /// Most vCPUs that a guest gets: what the operator says, else what the host has, and
+    /// on a small host a few more. All VMs are made for as many.
     pub fn guest_vcpus(&self) -> u8 {
         match self.max_vcpus {
-            0 => host_cpus().min(MAX_VCPUS).max(self.vcpus),
+            0 => host_cpus().clamp(FEW_VCPUS, MAX_VCPUS).max(self.vcpus),
             max => max,
         }
     }
@@ -387,12 +400,17 @@ mod tests {
             config.guest_memory_mib(),
             host_memory_mib().max(config.memory_mib)
         );
-        assert_eq!(config.guest_vcpus(), host_cpus().clamp(1, MAX_VCPUS));
+        assert_eq!(config.guest_vcpus(), host_cpus().clamp(4, MAX_VCPUS));
         let config = Config::parse("max_memory_mib = 99999999\nmax_vcpus = 32", "c").unwrap();
         assert_eq!(
             (config.guest_memory_mib(), config.guest_vcpus()),
             (99_999_999, 32)
         );
+        assert_eq!(config.hotplug_mib(), 999_680);
+        let config = Config::parse("max_memory_mib = 1000", "c").unwrap();
+        assert_eq!(config.hotplug_mib(), 768);
+        let config = Config::parse("max_memory_mib = 256", "c").unwrap();
+        assert_eq!(config.hotplug_mib(), 0);
         // What every pod gets must work even on a host that is smaller.
         let config = Config::parse("memory_mib = 4000000000\nvcpus = 32", "c").unwrap();
         assert_eq!(

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use network::Endpoint;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Spec};
 use protocol::guest::{ConfigureRequest, Dns, Interface, Route};
 
 use crate::config::Config;
@@ -143,16 +143,35 @@ struct Limits {
     cpu_shares: Option<i64>,
 }
 
-/// How large the pod's VM is.
+/// How large the pod's VM is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
     /// Guest memory.
     pub memory_mib: u32,
-    /// vCPUs that the guest may have.
+    /// vCPUs.
     pub vcpus: u8,
 }
 
 impl Size {
+    /// With limits that the whole pod is updated to. What they do not name stays.
+    pub fn updated(self, resources: &LinuxResources, config: &Config) -> Self {
+        let cpu = resources.cpu().as_ref();
+        let limits = Limits {
+            memory: resources.memory().and_then(|memory| memory.limit()),
+            cpu_quota: cpu.and_then(|cpu| cpu.quota()),
+            cpu_period: cpu.and_then(|cpu| cpu.period()),
+            cpu_shares: cpu
+                .and_then(|cpu| cpu.shares())
+                .and_then(|shares| i64::try_from(shares).ok()),
+        };
+        let named = Self::within(&limits, config);
+        let cpus_named = limits.cpu_quota.is_some() || limits.cpu_shares.is_some();
+        Self {
+            memory_mib: limits.memory.map_or(self.memory_mib, |_| named.memory_mib),
+            vcpus: if cpus_named { named.vcpus } else { self.vcpus },
+        }
+    }
+
     /// By the pod's limits: those that containerd was told for the sandbox, or
     /// those of the one container. Without limits: the configuration's defaults. It has
     /// no fewer CPUs than are requested: containers without a limit do not count in
@@ -215,6 +234,11 @@ impl Size {
 pub fn cpus_of(quota: Option<i64>, period: Option<u64>) -> Option<u64> {
     let period = period.filter(|period| *period > 0);
     Some(positive(quota)?.div_ceil(period.unwrap_or(DEFAULT_PERIOD)))
+}
+
+/// The same in thousandths, which add up without rounding.
+pub fn millicpus_of(quota: Option<i64>, period: Option<u64>) -> Option<u64> {
+    cpus_of(quota.map(|quota| quota.saturating_mul(1000)), period)
 }
 
 /// A limit; zero and less mean that there is none.
@@ -418,6 +442,28 @@ mod tests {
     #[test]
     fn a_container_alone_is_as_large_as_its_own_limits() {
         assert_eq!(size(json!({})), (256 + 1024, 4));
+    }
+
+    #[test]
+    fn an_update_of_the_pod_changes_what_it_names() {
+        let config = Config {
+            max_memory_mib: 65536,
+            max_vcpus: 32,
+            ..Config::default()
+        };
+        let pod = Size {
+            memory_mib: 768,
+            vcpus: 2,
+        };
+        let updated = |resources| {
+            let resources = serde_json::from_value(resources).unwrap();
+            let size = pod.updated(&resources, &config);
+            (size.memory_mib, size.vcpus)
+        };
+        assert_eq!(updated(json!({})), (768, 2));
+        assert_eq!(updated(json!({"memory": {"limit": 1 << 30}})), (1280, 2));
+        assert_eq!(updated(json!({"cpu": {"quota": 300_000}})), (768, 3));
+        assert_eq!(updated(json!({"memory": {"limit": -1}})), (256, 2));
     }
 
     #[test]

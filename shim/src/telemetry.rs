@@ -42,6 +42,9 @@ pub fn event_retry() {
     EVENT_RETRIES.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Of the VMM's numbers, those that go down too.
+const GAUGES: [&str; 3] = ["running", "requested_bytes", "plugged_bytes"];
+
 /// The counters of this process.
 pub fn of_shim(stages: &[Stage]) -> Vec<Family> {
     let requests = REQUESTS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -111,7 +114,7 @@ pub fn of_vmm(stats: &vmm::Stats) -> Vec<Family> {
                 continue;
             };
             let help = format!("{} of the VMM's {device}", counter.replace('_', " "));
-            let (name, kind) = if counter == "running" {
+            let (name, kind) = if GAUGES.contains(&counter.as_str()) {
                 (format!("joey_vmm_{device}_{counter}"), "gauge")
             } else {
                 (format!("joey_vmm_{device}_{counter}_total"), "counter")

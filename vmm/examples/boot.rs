@@ -2,10 +2,10 @@
 //! and how long it took: for measurements and for a look at a guest by hand.
 //!
 //! ```text
-//! boot VMM KERNEL INITRAMFS [--vcpus N] [--memory MIB] [--console] [--scratch FILE]
+//! boot VMM KERNEL INITRAMFS [--vcpus N] [--memory MIB] [--hotplug MIB] [--console] [--scratch FILE]
 //!      [--map OFFSET=FILE]... [--disk FILE]... [--disk-ro FILE]... [--fs SOCKET]
-//!      [--wait] [--online CPU]... [--connect PORT] [--stats] [--repeat N]
-//!      [--save DIRECTORY] [--restore DIRECTORY]
+//!      [--resize MIB]... [--balloon MIB] [--wait] [--online CPU]... [--connect PORT] [--stats]
+//!      [--repeat N] [--save DIRECTORY] [--restore DIRECTORY]
 //! ```
 //! With `--connect` standard input goes to that vsock port once the guest is ready,
 //! and what comes back to standard output. Disks and the file system daemon are attached
@@ -33,6 +33,9 @@ struct Options {
     initramfs: PathBuf,
     vcpus: u8,
     memory_mib: u32,
+    hotplug_mib: u32,
+    resize: Vec<u32>,
+    balloon: Option<u32>,
     console: bool,
     scratch: Option<PathBuf>,
     maps: Vec<(u64, PathBuf)>,
@@ -57,6 +60,9 @@ impl Options {
             initramfs: next("INITRAMFS")?.into(),
             vcpus: 1,
             memory_mib: 128,
+            hotplug_mib: 0,
+            resize: Vec::new(),
+            balloon: None,
             console: false,
             scratch: None,
             maps: Vec::new(),
@@ -74,6 +80,9 @@ impl Options {
             match word.as_str() {
                 "--vcpus" => options.vcpus = next("N")?.parse()?,
                 "--memory" => options.memory_mib = next("MIB")?.parse()?,
+                "--hotplug" => options.hotplug_mib = next("MIB")?.parse()?,
+                "--resize" => options.resize.push(next("MIB")?.parse()?),
+                "--balloon" => options.balloon = Some(next("MIB")?.parse()?),
                 "--console" => options.console = true,
                 "--scratch" => options.scratch = Some(next("FILE")?.into()),
                 "--map" => {
@@ -124,6 +133,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     let spec = VmSpec {
         vcpus: options.vcpus,
         memory_mib: options.memory_mib,
+        hotplug_mib: options.hotplug_mib,
         offloads: vmm::offloads(),
         uid: 65534,
         gid: 65534,
@@ -199,6 +209,13 @@ fn run(options: &Options) -> Result<(), Failure> {
     if let Some(socket) = &options.fs {
         let device = vmm.attach_fs(UnixStream::connect(socket)?.as_fd())?;
         eprintln!("{}: {device}", socket.display());
+    }
+    for mib in &options.resize {
+        vmm.resize_memory(*mib)?;
+        eprintln!("{:?} after {:.3} ms", event()?, millis());
+    }
+    if let Some(mib) = options.balloon {
+        vmm.inflate_balloon(mib)?;
     }
     if let Some(port) = options.connect {
         talk(&socket, port)?;

@@ -58,6 +58,18 @@ pub enum Action {
         /// Index of the vCPU.
         cpu: u8,
     },
+    /// Ask the guest to have this much memory beyond [`VmSpec::memory_mib`], in MiB: an
+    /// even number, at most [`VmSpec::hotplug_mib`]. [`Event::MemoryResized`] says when it
+    /// has; it may keep more than it is asked to.
+    ResizeMemory {
+        /// MiB beyond what it booted with.
+        mib: u32,
+    },
+    /// Ask the guest to do without this much of its memory.
+    InflateBalloon {
+        /// MiB that it shall not use; 0: it may use all.
+        mib: u32,
+    },
     /// Put a file system daemon behind the file system device. Carries the descriptors
     /// of [`crate::devices::virtio::fs::Backend`], in its order. Answer: [`Reply::Attached`].
     AttachFs,
@@ -117,6 +129,11 @@ pub enum Event {
     FsLost {
         /// Why, in words.
         reason: String,
+    },
+    /// The guest has the memory that [`Action::ResizeMemory`] asked for last.
+    MemoryResized {
+        /// MiB beyond what it booted with.
+        mib: u32,
     },
     /// The guest is gone. The VMM exits soon after it; until then its owner may ask
     /// for the kernel's log.

@@ -357,6 +357,7 @@ mod tests {
         let spec = VmSpec {
             vcpus: 32,
             memory_mib: 128,
+            hotplug_mib: 0,
             offloads: crate::Offloads::Tcp,
             uid: 1,
             gid: 1,

@@ -279,6 +279,19 @@ impl Vmm {
         self.done(&Action::OnlineCpu { cpu }, &[])
     }
 
+    /// Asks the guest to have this much memory beyond what it booted with: an even number
+    /// of MiB, at most the spec's `hotplug_mib`. The guest does it by and by;
+    /// [`crate::Event::MemoryResized`] says when it is done. A guest keeps what it cannot
+    /// spare.
+    pub fn resize_memory(&mut self, mib: u32) -> Result<(), ClientError> {
+        self.done(&Action::ResizeMemory { mib }, &[])
+    }
+
+    /// Asks the guest to do without this much of its memory; 0: it may use all.
+    pub fn inflate_balloon(&mut self, mib: u32) -> Result<(), ClientError> {
+        self.done(&Action::InflateBalloon { mib }, &[])
+    }
+
     /// Puts a file system daemon (virtiofsd) behind the VM's one file system device;
     /// `socket` is connected to its vhost-user socket and is not used for anything else.
     /// Returns the device's name below /sys/bus/platform/devices of the guest.

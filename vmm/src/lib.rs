@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod poll;
 pub mod probe;
 pub mod process;
+pub mod resize;
 pub mod seccomp;
 pub mod slots;
 pub mod snapshot;

@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::arch::x86_64::state::SavedChips;
 use crate::cpus::Cpus;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, FileDisk};
+use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::vsock::Vsock;
 use crate::files::RunFiles;
@@ -31,6 +33,10 @@ pub struct Machine {
     pub net: Arc<Mutex<Net>>,
     /// The socket device.
     pub vsock: Arc<Mutex<Vsock>>,
+    /// The balloon.
+    pub balloon: Arc<Mutex<Balloon>>,
+    /// Plugged memory.
+    pub mem: Arc<Mutex<Mem>>,
     /// It was given its files.
     pub ran: bool,
 }
@@ -81,18 +87,28 @@ impl Machine {
         let cpus = self.cpus.save().map_err(|error| error.to_string())?;
         let bus = &self.factory.shared.bus;
         let devices = bus.save();
-        let vsock = lock(&self.vsock).save();
-        let saved = SavedChips::save(&self.factory.vm)
-            .and_then(|chips| Ok((chips, self.factory.cpuid.for_cpu(0)?)))
-            .map_err(|error| error.to_string())
-            .and_then(|(chips, cpuid)| {
-                let spec = self.spec.clone();
-                let snapshot = Snapshot::new(spec, &cpuid, cpus, chips, devices, vsock);
-                ram.save(memory.as_fd())
-                    .map_err(SnapshotError::from)
-                    .and_then(|_| snapshot.write(File::from(state)))
-                    .map_err(|error| error.to_string())
-            });
+        let save = || -> Result<(), String> {
+            let chips = SavedChips::save(&self.factory.vm).map_err(|error| error.to_string())?;
+            let cpuid = self.factory.cpuid.for_cpu(0);
+            let snapshot = Snapshot {
+                spec: self.spec.clone(),
+                cpuid: cpuid
+                    .map_err(|error| error.to_string())?
+                    .as_slice()
+                    .to_vec(),
+                cpus,
+                chips,
+                devices,
+                vsock: lock(&self.vsock).save(),
+                balloon: lock(&self.balloon).save(),
+                mem: lock(&self.mem).save(),
+            };
+            ram.save(memory.as_fd())
+                .map_err(SnapshotError::from)
+                .and_then(|_| snapshot.write(File::from(state)))
+                .map_err(|error| error.to_string())
+        };
+        let saved = save();
         // They go on, whether it was saved or not.
         bus.resume().map_err(|error| error.to_string())?;
         saved

@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::devices::virtio::balloon::BalloonStats;
 pub use crate::devices::virtio::block::BlockStats;
 pub use crate::devices::virtio::fs::FsStats;
+pub use crate::devices::virtio::mem::MemStats;
 pub use crate::devices::virtio::net::NetStats;
 pub use crate::devices::virtio::rng::RngStats;
 pub use crate::devices::virtio::vsock::VsockStats;
@@ -29,6 +31,10 @@ pub struct Stats {
     pub vsock: VsockStats,
     /// The entropy source.
     pub rng: RngStats,
+    /// The balloon.
+    pub balloon: BalloonStats,
+    /// Plugged memory.
+    pub mem: MemStats,
 }
 
 /// vCPU threads.
@@ -50,6 +56,22 @@ impl Counter {
     /// Adds to it.
     pub fn add(&self, count: u64) {
         self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Its value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One number that goes up and down, set by one thread and read by any.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Sets it.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
     }
 
     /// Its value.

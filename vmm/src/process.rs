@@ -22,6 +22,7 @@ use crate::kernel_log;
 use crate::machine::Machine;
 use crate::memory::GuestRam;
 use crate::poll::{add, again_if, lock, remove, serve_kick, wait};
+use crate::resize::Memory;
 use crate::seccomp::{self, ThreadKind};
 use crate::spec::VmSpec;
 use crate::storage::{self, Storage};
@@ -151,6 +152,7 @@ fn start(spec: VmSpec, vm: Vm, control: Channel, events: File) -> Result<(), Pro
         disks,
         spares,
         peripherals,
+        memory,
         window,
         counters,
         ram,
@@ -160,11 +162,17 @@ fn start(spec: VmSpec, vm: Vm, control: Channel, events: File) -> Result<(), Pro
     storage::serve_disks(disks, &stop)?;
     let cpus = Cpus::start(made, spec.vcpus, &factory, &stop)?;
     let storage = Storage::start(spares, &stop)?;
+    let (balloon_device, mem_device) = (
+        Arc::clone(&memory.balloon.device),
+        Arc::clone(&memory.mem.device),
+    );
+    let memory = Memory::start(memory, &stop)?;
     let mut owner = Owner {
         control,
         events,
         window,
         storage,
+        memory,
         counters,
         ram,
         kernel,
@@ -175,6 +183,8 @@ fn start(spec: VmSpec, vm: Vm, control: Channel, events: File) -> Result<(), Pro
             scratch,
             net: Arc::clone(&peripherals.net.device),
             vsock: Arc::clone(&peripherals.vsock.device),
+            balloon: balloon_device,
+            mem: mem_device,
             ran: false,
         },
         parked: None,
@@ -198,6 +208,7 @@ struct Owner {
     events: File,
     window: Window,
     storage: Storage,
+    memory: Memory,
     counters: Counters,
     ram: GuestRam,
     kernel: File,
@@ -296,6 +307,8 @@ impl Owner {
                     .map_err(|error| error.to_string())?;
             }
             Action::OnlineCpu { cpu } => self.machine.online(cpu)?,
+            Action::ResizeMemory { mib } => self.memory.resize(mib)?,
+            Action::InflateBalloon { mib } => self.memory.inflate(mib)?,
             Action::AttachFs => {
                 let backend = Backend::from_list(files)
                     .ok_or("attach_fs takes the descriptors of a file system daemon")?;
@@ -338,9 +351,10 @@ enum Token {
     Sockets,
     RngKick,
     FsLost,
+    MemoryReached,
 }
 
-const TOKENS: [Token; 9] = [
+const TOKENS: [Token; 10] = [
     Token::Control,
     Token::Adopter,
     Token::Stop,
@@ -350,6 +364,7 @@ const TOKENS: [Token; 9] = [
     Token::Sockets,
     Token::RngKick,
     Token::FsLost,
+    Token::MemoryReached,
 ];
 
 /// The loop of the devices thread.
@@ -370,6 +385,7 @@ impl Loop {
             (vsock_device.sockets().as_raw_fd(), Token::Sockets),
             (rng.kick.as_raw_fd(), Token::RngKick),
             (owner.storage.fs_lost(), Token::FsLost),
+            (owner.memory.reached(), Token::MemoryReached),
         ] {
             add(&epoll, fd, EventSet::IN, token as u64)?;
         }
@@ -448,6 +464,13 @@ impl Loop {
                         if let Some(reason) = owner.storage.take_fs_loss() {
                             owner.say(&Event::FsLost { reason });
                         }
+                    }
+                    Token::MemoryReached => {
+                        owner.memory.take_reached();
+                        let plugged = owner.counters.stats().mem.plugged_bytes >> 20;
+                        // A spec's MiB have 32 bits.
+                        let mib = plugged as u32;
+                        owner.say(&Event::MemoryResized { mib });
                     }
                     Token::RngKick => {
                         let _ = rng.kick.read();

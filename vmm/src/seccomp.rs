@@ -12,8 +12,10 @@ use seccompiler::{BpfProgram, sock_filter};
 pub enum ThreadKind {
     /// Runs a vCPU.
     Vcpu,
-    /// Waits to make and run a vCPU; then it becomes [`ThreadKind::Vcpu`].
-    ParkedVcpu,
+    /// Makes vCPUs and threads for them, which become [`ThreadKind::Vcpu`].
+    Cpus,
+    /// Guest memory that comes and goes.
+    Memory,
     /// Everything but CPUs and disks.
     Devices,
     /// The disks.
@@ -56,6 +58,19 @@ mod kvm {
         0xc208_ae62, // GET_IRQCHIP
         0x8030_ae7c, // GET_CLOCK
     ];
+    /// What the thread that makes vCPUs does, and, as they inherit its filter, theirs.
+    pub const MAKE: [u32; 3 + VCPU.len()] = {
+        let mut calls = [CREATE_VCPU; 3 + VCPU.len()];
+        calls[1] = SET_MSRS;
+        calls[2] = SET_CPUID2;
+        let mut index = 0;
+        while index < VCPU.len() {
+            calls[3 + index] = VCPU[index];
+            index += 1;
+        }
+        calls
+    };
+    pub const SET_USER_MEMORY_REGION: u32 = 0x4020_ae46;
 }
 
 /// What every thread does: locks, waking others, memory, time, ending the process.
@@ -113,6 +128,24 @@ const VOLUMES: [i64; 7] = [
     libc::SYS_pwritev,
 ];
 
+const MEMORY: [i64; 2] = [libc::SYS_read, libc::SYS_epoll_wait];
+
+/// What it takes to make a thread, and for a new thread to confine itself.
+const THREADS: [i64; 9] = [
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_sigaltstack,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_gettid,
+    libc::SYS_seccomp,
+    libc::SYS_prctl,
+];
+
+/// MADV_GUARD_INSTALL and MADV_GUARD_REMOVE: how glibc 2.42 guards a thread's stack.
+const GUARD: [u32; 2] = [102, 103];
+
 const FS: [i64; 2] = [libc::SYS_read, libc::SYS_epoll_wait];
 
 /// When a system call is allowed.
@@ -123,6 +156,10 @@ enum Rule {
     OneOf(u32, &'static [u32]),
     /// The 32-bit argument with this index has none of these bits.
     Without(u32, u32),
+    /// It has this bit.
+    With(u32, u32),
+    /// As if the kernel had no such call.
+    Missing,
 }
 
 /// Confines the calling thread for good.
@@ -146,12 +183,26 @@ fn rules(kind: ThreadKind) -> Vec<(u32, Rule)> {
             allow(&STOPPABLE, Rule::Always);
             allow(&[libc::SYS_ioctl], Rule::OneOf(1, &kvm::VCPU));
         }
-        ThreadKind::ParkedVcpu => {
-            allow(&STOPPABLE, Rule::Always);
-            let calls = &[kvm::CREATE_VCPU, kvm::SET_MSRS, kvm::SET_CPUID2];
+        ThreadKind::Cpus => {
+            // Its threads inherit this and confine themselves once more.
+            let calls = &kvm::MAKE;
             allow(&[libc::SYS_ioctl], Rule::OneOf(1, calls));
-            // It confines itself once more when the vCPU is made.
-            allow(&[libc::SYS_seccomp, libc::SYS_prctl], Rule::Always);
+            allow(&[libc::SYS_mprotect], Rule::Without(2, executable));
+            allow(&[libc::SYS_madvise], Rule::OneOf(2, &GUARD));
+            allow(&THREADS, Rule::Always);
+            // Threads, no processes. The flags of clone3 are out of a filter's sight; libc
+            // makes do with clone.
+            let thread = libc::CLONE_THREAD as u32;
+            allow(&[libc::SYS_clone], Rule::With(0, thread));
+            allow(&[libc::SYS_clone3], Rule::Missing);
+        }
+        ThreadKind::Memory => {
+            let calls = &[kvm::SET_USER_MEMORY_REGION];
+            allow(&[libc::SYS_ioctl], Rule::OneOf(1, calls));
+            let advice = &[libc::MADV_DONTNEED as u32];
+            allow(&[libc::SYS_madvise], Rule::OneOf(2, advice));
+            allow(&[libc::SYS_mprotect], Rule::Without(2, executable));
+            allow(&MEMORY, Rule::Always);
         }
         ThreadKind::Devices => {
             allow(&DEVICES, Rule::Always);
@@ -180,6 +231,7 @@ const JUMP_BITS: u16 = 0x45;
 const RETURN: u16 = 0x06;
 
 const ALLOW: sock_filter = statement(RETURN, libc::SECCOMP_RET_ALLOW);
+const MISSING: sock_filter = statement(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32);
 const KILL: sock_filter = statement(RETURN, libc::SECCOMP_RET_KILL_PROCESS);
 
 const fn statement(code: u16, k: u32) -> sock_filter {
@@ -236,6 +288,10 @@ fn body(rule: &Rule) -> BpfProgram {
         Rule::Without(argument, bits) => {
             vec![load(*argument), jump(JUMP_BITS, *bits, 0, 1), KILL, ALLOW]
         }
+        Rule::With(argument, bit) => {
+            vec![load(*argument), jump(JUMP_BITS, *bit, 0, 1), ALLOW, KILL]
+        }
+        Rule::Missing => vec![MISSING],
     }
 }
 
@@ -248,9 +304,10 @@ fn skip(piece: &[sock_filter]) -> u8 {
 mod tests {
     use super::*;
 
-    const KINDS: [ThreadKind; 6] = [
+    const KINDS: [ThreadKind; 7] = [
         ThreadKind::Vcpu,
-        ThreadKind::ParkedVcpu,
+        ThreadKind::Cpus,
+        ThreadKind::Memory,
         ThreadKind::Devices,
         ThreadKind::Disk,
         ThreadKind::Volumes,
@@ -286,7 +343,10 @@ mod tests {
             for call in 0..600 {
                 let allowed = rules.iter().find(|(number, _)| *number == call);
                 let expected = match allowed {
-                    Some((_, Rule::OneOf(..))) | None => libc::SECCOMP_RET_KILL_PROCESS,
+                    Some((_, Rule::OneOf(..) | Rule::With(..))) | None => {
+                        libc::SECCOMP_RET_KILL_PROCESS
+                    }
+                    Some((_, Rule::Missing)) => libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32,
                     Some(_) => libc::SECCOMP_RET_ALLOW,
                 };
                 let verdict = verdict(&program, ARCHITECTURE, call, [0; 6]);
@@ -297,17 +357,24 @@ mod tests {
 
     #[test]
     fn arguments_count() {
-        let parked = program(ThreadKind::ParkedVcpu);
+        let cpus = program(ThreadKind::Cpus);
         let vcpu = program(ThreadKind::Vcpu);
         let ioctl = |program: &BpfProgram, request: u32| {
             let arguments = [5, request, 0, 0, 0, 0];
             verdict(program, ARCHITECTURE, libc::SYS_ioctl as u32, arguments)
         };
         assert_eq!(ioctl(&vcpu, kvm::RUN), libc::SECCOMP_RET_ALLOW);
-        assert_eq!(ioctl(&parked, kvm::SET_MSRS), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(ioctl(&cpus, kvm::SET_MSRS), libc::SECCOMP_RET_ALLOW);
         for request in [kvm::SET_MSRS, kvm::CREATE_VCPU, 0, 0x5401] {
             assert_eq!(ioctl(&vcpu, request), libc::SECCOMP_RET_KILL_PROCESS);
         }
+        let clone = |flags: i32| {
+            let arguments = [flags as u32, 0, 0, 0, 0, 0];
+            verdict(&cpus, ARCHITECTURE, libc::SYS_clone as u32, arguments)
+        };
+        let thread = libc::CLONE_THREAD | libc::CLONE_VM;
+        assert_eq!(clone(thread), libc::SECCOMP_RET_ALLOW);
+        assert_eq!(clone(libc::CLONE_VM), libc::SECCOMP_RET_KILL_PROCESS);
         for kind in KINDS {
             let mmap = |protection: i32| {
                 let arguments = [0, 4096, protection as u32, 0, 0, 0];

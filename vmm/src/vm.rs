@@ -15,18 +15,21 @@ use crate::arch::x86_64::msrs;
 use crate::boot::{self, BootError};
 use crate::devices::bus::Bus;
 use crate::devices::serial::SerialPort;
+use crate::devices::virtio::balloon::{Balloon, BalloonCounters};
 use crate::devices::virtio::block::{Block, BlockCounters, Window};
 use crate::devices::virtio::fs::{Fs, FsCounters};
+use crate::devices::virtio::mem::{Mem, MemCounters, ResizeError};
 use crate::devices::virtio::mmio::{QUEUE_NOTIFY, Transport};
 use crate::devices::virtio::net::{Net, NetCounters};
 use crate::devices::virtio::rng::{Rng, RngCounters};
 use crate::devices::virtio::vsock::{Vsock, VsockCounters};
 use crate::devices::virtio::{Interrupt, VirtioDevice};
 use crate::files::{BootFiles, RestoreFiles};
-use crate::kvm::{self, KvmError, failed};
+use crate::kvm::{self, KvmError, MemorySlots, failed};
 use crate::memory::{GuestRam, MemoryError};
 use crate::metrics::{Stats, VcpuCounters};
 use crate::poll::lock;
+use crate::resize::MemoryDevices;
 use crate::slots;
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::spec::VmSpec;
@@ -48,6 +51,9 @@ pub enum VmError {
     /// The snapshot is none of this VM's.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// Plugged memory is not to be had back.
+    #[error(transparent)]
+    Plugged(#[from] ResizeError),
     /// The backing of a device is unusable.
     #[error("cannot set up {device}: {source}")]
     Device {
@@ -119,6 +125,8 @@ pub struct Counters {
     net: Arc<NetCounters>,
     vsock: Arc<VsockCounters>,
     rng: Arc<RngCounters>,
+    balloon: Arc<BalloonCounters>,
+    mem: Arc<MemCounters>,
 }
 
 impl Counters {
@@ -133,6 +141,8 @@ impl Counters {
             net: self.net.stats(),
             vsock: self.vsock.stats(),
             rng: self.rng.stats(),
+            balloon: self.balloon.stats(),
+            mem: self.mem.stats(),
         }
     }
 }
@@ -168,6 +178,8 @@ pub struct Vm {
     pub spares: Spares,
     /// The other devices.
     pub peripherals: Peripherals,
+    /// What guest memory is resized by.
+    pub memory: MemoryDevices,
     /// Where images are mapped.
     pub window: Window,
     /// Counters of everything.
@@ -181,7 +193,7 @@ pub struct Vm {
 impl Vm {
     /// Puts a VM together from a valid spec, to boot a kernel.
     pub fn boot(spec: &VmSpec, files: BootFiles<OwnedFd>) -> Result<Self, VmError> {
-        let ram = GuestRam::allocate(u64::from(spec.memory_mib) << 20)?;
+        let ram = GuestRam::with_hotplug(mib(spec.memory_mib), mib(spec.hotplug_mib))?;
         let serial = files.serial.map(File::from);
         let mut vm = Self::assemble(spec, ram, kvm::open(files.kvm)?, files.kernel, serial)?;
         let devices = vm.cpus.shared.bus.devices();
@@ -200,10 +212,22 @@ impl Vm {
         snapshot.check(spec)?;
         let memory = File::from(files.memory);
         snapshot.check_memory(&memory)?;
-        let bytes = u64::from(spec.memory_mib) << 20;
-        let ram = GuestRam::restore(bytes, memory.as_fd())?;
+        let bytes = mib(spec.memory_mib);
+        let ram = GuestRam::with_hotplug(bytes, mib(spec.hotplug_mib))?;
+        let plugged = ram.load(memory.as_fd())?;
         let mut vm = Self::assemble(spec, ram, kvm::open(files.kvm)?, files.kernel, None)?;
         snapshot.check_cpu(&vm.cpus.cpuid.for_cpu(0)?)?;
+        let MemoryDevices {
+            balloon,
+            mem,
+            slots,
+        } = &mut vm.memory;
+        lock(&balloon.device).restore(snapshot.balloon);
+        lock(&mem.device).restore(&snapshot.mem, |piece| slots.add(piece))?;
+        if let Some(hotplug) = ram.hotplug() {
+            let length = snapshot.mem.usable;
+            ram.map_file(memory.as_fd(), plugged, hotplug.start(), length)?;
+        }
         for (index, saved) in &snapshot.cpus {
             let vcpu = vm.cpus.make(*index)?;
             vcpu.restore(saved)?;
@@ -251,6 +275,9 @@ impl Vm {
             rng: Slot::new(Rng::new(ram, Arc::clone(&counters.rng)), "rng")?,
         };
         let spares = Spares::new(ram, &counters)?;
+        let balloon = Balloon::new(ram, Arc::clone(&counters.balloon));
+        let balloon = Slot::new(balloon, "the balloon")?;
+        let mem = Slot::new(Mem::new(ram, Arc::clone(&counters.mem)), "memory")?;
 
         let mut wiring = Wiring {
             vm: &vm,
@@ -267,6 +294,9 @@ impl Vm {
         for disk in &spares.disks {
             wiring.attach(disk)?;
         }
+        debug_assert_eq!(wiring.transports.len(), slots::BALLOON);
+        wiring.attach(&balloon)?;
+        wiring.attach(&mem)?;
         let transports = wiring.transports;
         let serial = serial.map(|file| serial_port(&vm, file)).transpose()?;
         let shared = Shared {
@@ -275,22 +305,33 @@ impl Vm {
             counters: Arc::clone(&counters.vcpus),
             msrs: msrs::indices(&kvm)?,
         };
+        let vm = Arc::new(vm);
+        let slots = MemorySlots::new(Arc::clone(&vm), ram);
         Ok(Self {
             made: Vec::new(),
             cpus: CpuFactory {
                 cpuid: Template::new(&kvm, spec.vcpus)?,
-                vm: Arc::new(vm),
+                vm,
                 shared: Arc::new(shared),
             },
             disks,
             spares,
             peripherals,
+            memory: MemoryDevices {
+                balloon,
+                mem,
+                slots,
+            },
             window,
             counters,
             ram,
             kernel: File::from(kernel),
         })
     }
+}
+
+fn mib(count: u32) -> u64 {
+    u64::from(count) << 20
 }
 
 impl Spares {

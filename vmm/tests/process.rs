@@ -16,6 +16,7 @@ fn spec() -> VmSpec {
     VmSpec {
         vcpus: 1,
         memory_mib: 64,
+        hotplug_mib: 0,
         offloads: Offloads::Tcp,
         uid: 65534,
         gid: 65534,

@@ -4,10 +4,13 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
+use vmm::memory::GuestRam;
 use vmm::seccomp::{self, ThreadKind};
 use vmm::sys;
 
 const CASE: &str = "JOEY_SECCOMP_CASE";
+
+const KINDS: [&str; 7] = ["vcpu", "cpus", "memory", "devices", "disk", "volumes", "fs"];
 
 /// Runs one case of [`child`].
 fn run(case: &str) -> ExitStatus {
@@ -22,7 +25,8 @@ fn run(case: &str) -> ExitStatus {
 fn kind(name: &str) -> ThreadKind {
     match name {
         "vcpu" => ThreadKind::Vcpu,
-        "parked" => ThreadKind::ParkedVcpu,
+        "cpus" => ThreadKind::Cpus,
+        "memory" => ThreadKind::Memory,
         "devices" => ThreadKind::Devices,
         "disk" => ThreadKind::Disk,
         "volumes" => ThreadKind::Volumes,
@@ -36,6 +40,7 @@ fn kind(name: &str) -> ThreadKind {
 fn child() {
     let case = std::env::var(CASE).expect("a case");
     let (name, deed) = case.split_once(' ').expect("kind and deed");
+    let ram = GuestRam::allocate(1 << 20).expect("memory");
     seccomp::install(kind(name)).expect("a filter");
     match deed {
         "nothing" => {}
@@ -46,6 +51,7 @@ fn child() {
         "thread" => drop(std::thread::Builder::new().spawn(|| {})),
         "execute" => drop(Command::new("/bin/true").spawn()),
         "random" => drop(sys::random(&mut [0; 8])),
+        "discard" => ram.discard(0, 4096).expect("memory"),
         "parent" => drop(nix::unistd::getppid()),
         other => panic!("unknown deed {other}"),
     }
@@ -54,20 +60,25 @@ fn child() {
 
 #[test]
 fn what_a_thread_needs_is_allowed() {
-    for kind in ["vcpu", "parked", "devices", "disk", "volumes", "fs"] {
+    for kind in KINDS {
         for deed in ["nothing", "allocate"] {
             let status = run(&format!("{kind} {deed}"));
             assert!(status.success(), "{kind} {deed}: {status}");
         }
     }
-    assert!(run("parked confine").success());
+    assert!(run("cpus confine").success());
+    assert!(run("cpus thread").success());
+    assert!(run("memory discard").success());
     assert!(run("devices random").success());
 }
 
 #[test]
 fn what_it_does_not_need_kills_the_process() {
-    for kind in ["vcpu", "parked", "devices", "disk", "volumes", "fs"] {
-        for deed in ["open", "socket", "thread", "execute", "parent"] {
+    for kind in KINDS {
+        for deed in ["open", "socket", "thread", "execute", "parent", "discard"] {
+            if matches!((kind, deed), ("cpus", "thread") | ("memory", "discard")) {
+                continue;
+            }
             let status = run(&format!("{kind} {deed}"));
             assert_eq!(
                 status.signal(),

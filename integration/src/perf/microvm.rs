@@ -118,6 +118,7 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> an
     let spec = VmSpec {
         vcpus: 1,
         memory_mib: parts.memory_mib,
+        hotplug_mib: 0,
         offloads: vmm::offloads(),
         uid: 64999,
         gid: 64999,

@@ -57,7 +57,7 @@ const BULK: [&str; 3] = [
 
 /// Tests of the VM itself, which say nothing where pods run on the host's kernel, and what
 /// of it they are about.
-const OF_THE_VM: [(&str, &str); 28] = [
+const OF_THE_VM: [(&str, &str); 31] = [
     ("pods::kernel_is_the_guests", "the guest's kernel"),
     ("storage::host_holds_one_copy", "images in the VM's window"),
     ("network::guest_has", "the network as the guest is told it"),
@@ -79,6 +79,9 @@ const OF_THE_VM: [(&str, &str); 28] = [
     ("resources::the_pods_cgroup_pays", "the VMM"),
     ("resources::limits_above_the_hosts", "the VM's size"),
     ("resources::the_vm_is_as_large", "the VM's size"),
+    ("resources::vms_grow", "the VM's size"),
+    ("resources::a_vm_grows", "the VM's size"),
+    ("resources::freed_memory", "the guest's memory"),
     ("resources::a_full_scratch_disk", "the VM's scratch disk"),
     ("bad_input::no_kvm", "KVM"),
     ("bad_input::kernel_is_", "the guest's kernel"),

@@ -14,6 +14,7 @@ use protocol::guest::CreateOptions;
 use protocol::ids;
 use tokio::task::spawn_blocking;
 
+use super::growth::Share;
 use super::patience::Outcome;
 use super::{Container, Sandbox, limits};
 use crate::error::{Error, Result};
@@ -71,8 +72,10 @@ impl Sandbox {
             .linux()
             .as_ref()
             .and_then(|linux| linux.resources().as_ref());
+        let mut share = Share::default();
         if let Some(resources) = resources {
             self.warn_of_limits(&request.id, resources);
+            share = share.with(resources);
         }
 
         let container = Arc::new(Container {
@@ -94,11 +97,14 @@ impl Sandbox {
             execs: Mutex::new(HashMap::new()),
             making: tokio::sync::Mutex::new(()),
             standing: Mutex::new(limits::Standing::of(spec)),
+            share: Mutex::new(share),
         });
         let _making = container.making.lock().await;
         // Known from here on, so that an exit that overtakes the answer counts, and
         // so that it can be deleted if containerd gives it up.
         self.insert(&request.id, &container)?;
+        // Meanwhile: its start waits for it.
+        self.grow();
         let options = CreateOptions {
             spec: edited.json,
             files: edited.wanted.files,
@@ -132,6 +138,7 @@ impl Sandbox {
             Err(error) => {
                 self.release_volumes(&request.id).await;
                 self.containers().remove(&request.id);
+                self.grow();
                 Err(error)
             }
         }
@@ -216,6 +223,7 @@ impl Sandbox {
         }
         if self.running() {
             self.settle();
+            self.grow();
         }
         Ok(init.tell_deleted(&self.publisher))
     }

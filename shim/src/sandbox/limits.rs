@@ -10,10 +10,9 @@ use crate::error::chain;
 use crate::pod::{Size, cpus_of};
 
 impl Sandbox {
-    /// Says what a container will not get of its limits: a VM does not grow, and how
-    /// large it is was decided before its containers were known.
+    /// Says what a container will not get of its limits, since its VM cannot grow so far.
     pub(super) fn warn_of_limits(&self, id: &str, resources: &LinuxResources) {
-        for problem in beyond(resources, self.vm.size()) {
+        for problem in beyond(resources, self.growth.most()) {
             tracing::warn!(sandbox = self.id, container = id, "{problem}");
         }
     }
@@ -96,15 +95,15 @@ pub(super) fn cpus(resources: Option<&LinuxResources>) -> String {
         .unwrap_or_default()
 }
 
-/// What of the limits the VM is too small for.
+/// What of the limits is more than the VM can have.
 fn beyond(resources: &LinuxResources, size: Size) -> Vec<String> {
     let mut problems = Vec::new();
     let limit = resources.memory().and_then(|memory| memory.limit());
     let limit = limit.and_then(|limit| u64::try_from(limit).ok());
     if let Some(limit) = limit.filter(|limit| *limit > u64::from(size.memory_mib) << 20) {
         problems.push(format!(
-            "the container may use {} MiB of memory, but its VM has {} MiB: give the pod's \
-             sandbox its limits, or raise memory_mib",
+            "the container may use {} MiB of memory, but its VM has {} MiB at most: that is what \
+             the host has, or max_memory_mib",
             limit >> 20,
             size.memory_mib
         ));
@@ -113,8 +112,8 @@ fn beyond(resources: &LinuxResources, size: Size) -> Vec<String> {
     let wanted = cpu.and_then(|cpu| cpus_of(cpu.quota(), cpu.period()));
     if let Some(wanted) = wanted.filter(|wanted| *wanted > u64::from(size.vcpus)) {
         problems.push(format!(
-            "the container may use {wanted} CPUs, but its VM has {}: give the pod's sandbox its \
-             limits, or raise vcpus",
+            "the container may use {wanted} CPUs, but its VM has {} at most: that is what the \
+             host has, or max_vcpus",
             size.vcpus
         ));
     }

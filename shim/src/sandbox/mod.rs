@@ -4,6 +4,7 @@
 
 mod console;
 mod containers;
+mod growth;
 mod limits;
 mod patience;
 mod processes;
@@ -70,6 +71,7 @@ pub struct Sandbox {
     volumes: Volumes,
     /// What the VMM got of its containers' limits.
     standing: Mutex<limits::Standing>,
+    growth: growth::Growth,
     /// Gives each stream its id.
     streams: AtomicU64,
     /// Takes the connections to the pod's localhost; `None` without a network of its
@@ -96,6 +98,8 @@ pub struct Container {
     ending: AtomicBool,
     /// What it wants of the host.
     standing: Mutex<limits::Standing>,
+    /// What it may use of the guest.
+    share: Mutex<growth::Share>,
     /// Held while it is made: whoever deletes it waits for that.
     making: tokio::sync::Mutex<()>,
 }
@@ -327,6 +331,10 @@ impl Container {
 
     fn standing(&self) -> MutexGuard<'_, limits::Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn share(&self) -> MutexGuard<'_, growth::Share> {
+        self.share.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {

@@ -62,7 +62,9 @@ impl Sandbox {
         }
         step(&process, TaskState::start)?;
         let answer = async {
-            if !process.exec.is_empty() {
+            if process.exec.is_empty() {
+                self.grown().await;
+            } else {
                 // Those of a container are there since it was created.
                 let streams = Streams::open(&process.stdio, &process.stream_ids, &self.guest.vsock)
                     .await
@@ -287,17 +289,19 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Changes a container's limits.
+    /// Changes a container's limits, or the whole pod's, which are its VM's size.
     ///
     /// # Errors
     /// When they are not valid, or the agent cannot.
     pub async fn update(&self, request: &UpdateTaskRequest) -> Result<()> {
         if self.is_itself(&request.id) {
-            return Err(Error::Unsupported(
-                "a VM that runs keeps its size: update the limits of its containers, or make \
-                 the pod anew"
-                    .into(),
-            ));
+            if let Some(resources) = request.resources.as_ref() {
+                let limits =
+                    guest_spec::parse_resources(&resources.value).map_err(Error::invalid)?;
+                self.growth.update(&limits, self.vm.config());
+                self.grow();
+            }
+            return Ok(());
         }
         let container = self.container(&request.id)?;
         let mut message = UpdateTaskRequest {
@@ -306,13 +310,19 @@ impl Sandbox {
             ..Default::default()
         };
         let mut cpus = String::new();
+        let before = *container.share();
+        let mut share = before;
         if let Some(resources) = message.resources.as_mut() {
             let host = guest_spec::parse_resources(&resources.value).map_err(Error::invalid)?;
             resources.value = guest_spec::resources(&host).map_err(Error::invalid)?;
             self.warn_of_limits(&request.id, &host);
             cpus = limits::cpus(Some(&host));
+            share = share.with(&host);
         }
         self.guest.task.update(guest::bounded(), &message).await?;
+        *container.share() = share;
+        self.growth.lowered(before, share);
+        self.grow();
         // An update says only what it changes.
         if !cpus.is_empty() {
             container.standing().cpus = cpus;

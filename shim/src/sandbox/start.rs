@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::ttrpc;
-use protocol::guest::OnlineCpusRequest;
 use tokio::sync::watch as channel;
 
+use super::growth::{self, Growth};
 use super::{By, Sandbox, watch};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -137,6 +137,7 @@ impl Sandbox {
             containers: Mutex::new(HashMap::new()),
             window: tokio::sync::Mutex::new(Window::default()),
             standing: Mutex::default(),
+            growth: Growth::new(config, request.pod.size),
             streams,
             forwarder: Mutex::new(forwarder),
             requested: Mutex::new(None),
@@ -149,9 +150,7 @@ impl Sandbox {
         tokio::spawn(watch::volumes(sandbox.clone()));
         let vm = sandbox.vm.clone();
         tokio::task::spawn_blocking(move || vm.adopt());
-        if sandbox.vm.size().vcpus > 1 {
-            tokio::spawn(online_cpus(sandbox.clone()));
-        }
+        tokio::spawn(growth::keep(sandbox.clone()));
         sandbox
     }
 }
@@ -189,29 +188,4 @@ async fn configure(request: &Request, vm: &Arc<Vm>, stages: &Arc<Stages>) -> Res
         .await
         .map_err(|error| Error::from(error).context("cannot configure the guest"))?;
     Ok(guest)
-}
-
-/// The other vCPUs come while the pod already runs: each costs the guest some
-/// milliseconds.
-async fn online_cpus(sandbox: Arc<Sandbox>) {
-    let all = async {
-        for cpu in 1..sandbox.vm.size().vcpus {
-            sandbox.vm.online_cpu(cpu).await?;
-        }
-        let request = OnlineCpusRequest {
-            cpus: sandbox.vm.size().vcpus.into(),
-            ..Default::default()
-        };
-        sandbox
-            .guest
-            .guest
-            .online_cpus(guest::bounded(), &request)
-            .await?;
-        Ok::<_, Error>(())
-    };
-    if let Err(error) = all.await
-        && sandbox.running()
-    {
-        tracing::warn!(%error, "the guest goes on with fewer CPUs");
-    }
 }

@@ -38,6 +38,7 @@ pub(super) async fn vm(sandbox: Arc<Sandbox>, mut events: Events) {
             vmm::Event::FsLost { reason } => {
                 lost(&sandbox, "the VM's connection to virtiofsd", &reason).await;
             }
+            vmm::Event::MemoryResized { mib } => sandbox.growth.reached(mib),
             vmm::Event::Stopped { reason } => {
                 died(&sandbox, &reason).await;
                 break;

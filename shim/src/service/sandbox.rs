@@ -107,7 +107,7 @@ impl Named {
     fn info(&self) -> serde_json::Value {
         match self {
             Self::Vm(sandbox) => json!({
-                "vcpus": sandbox.vm().size().vcpus,
+                "vcpus": sandbox.size().vcpus,
                 "cgroup": sandbox.vm().cgroup().dir(),
             }),
             Self::Shared(_, sandbox) => sandbox.info(),

@@ -144,6 +144,7 @@ mod tests {
         let spec = VmSpec {
             vcpus: 1,
             memory_mib: 128,
+            hotplug_mib: 0,
             offloads: vmm::Offloads::Tcp,
             uid: 7,
             gid: 7,

@@ -56,7 +56,7 @@ pub struct Plan {
     pub pod: (String, String),
     /// The shim's socket.
     pub socket: PathBuf,
-    /// How large.
+    /// How large it is to become.
     pub size: Size,
     /// The operator's settings.
     pub config: Arc<Config>,
@@ -71,7 +71,6 @@ pub struct Vm {
     /// By which the VMM is killed while somebody waits for its answer.
     pidfd: OwnedFd,
     vsock: Vsock,
-    size: Size,
     /// It booted, instead of going on from a template.
     booted: bool,
     /// The VMM is not in the pod's cgroup yet.
@@ -158,11 +157,6 @@ impl Vm {
         .await
     }
 
-    /// How large it is.
-    pub fn size(&self) -> Size {
-        self.size
-    }
-
     /// Shows `length` bytes of a file in the image window.
     ///
     /// # Errors
@@ -170,6 +164,18 @@ impl Vm {
     pub async fn map_image(self: &Arc<Self>, offset: u64, length: u64, file: File) -> Result<()> {
         self.ask("cannot show an image to the guest", move |vmm| {
             vmm.map_image(offset, length, file.as_fd())
+        })
+        .await
+    }
+
+    /// Asks the guest to have this much memory beyond what it booted with; the VMM's events
+    /// tell when it has.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn resize_memory(self: &Arc<Self>, mib: u32) -> Result<()> {
+        self.ask("cannot resize the guest's memory", move |vmm| {
+            vmm.resize_memory(mib)
         })
         .await
     }

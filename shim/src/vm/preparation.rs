@@ -104,8 +104,10 @@ pub(super) fn make_scratch(plan: &Plan) -> Result<File> {
 /// The shape of a VM of this node, whose VMM runs as this user.
 pub fn shape(config: &Config, uid: u32) -> VmSpec {
     VmSpec {
-        vcpus: config.vcpus,
+        // The same for all pods: what one asks for comes while it runs.
+        vcpus: config.guest_vcpus(),
         memory_mib: config.memory_mib,
+        hotplug_mib: config.hotplug_mib(),
         offloads: vmm::offloads(),
         uid,
         gid: uid,

@@ -97,7 +97,6 @@ impl Vm {
             pid: made.vmm.pid(),
             pidfd,
             vsock: Vsock::new(state.socket_path(VSOCK)),
-            size: plan.size,
             booted: made.boots,
             stray: Mutex::new(made.stray),
             cgroup: made.cgroup,
@@ -189,6 +188,10 @@ impl Vm {
             Ok(Some(vmm::Event::Ready)) => Ok(()),
             // No file system is attached before the agent is there, so that is as bad.
             Ok(Some(vmm::Event::Stopped { reason } | vmm::Event::FsLost { reason })) => Err(reason),
+            // Not asked for yet.
+            Ok(Some(vmm::Event::MemoryResized { .. })) => {
+                Err("it reports memory before its agent".into())
+            }
             Ok(None) => Err(format!("the VMM has died; {DOCTOR}")),
             Err(_) => Err(format!(
                 "nothing was heard of it for {} s; {DOCTOR}",

@@ -51,6 +51,14 @@ pub fn run() {
                     Reply::KernelLog("[    1.000000] the kernel said this\n".into())
                 }
                 Action::Stats => Reply::Stats(Box::default()),
+                Action::ResizeMemory { mib } => {
+                    // A guest that takes at once what it gets.
+                    let event = vmm::Event::MemoryResized { mib };
+                    let line = format!("{}\n", serde_json::to_string(&event).unwrap());
+                    let mut events = EVENTS.get().expect("a guest that is ready");
+                    events.write_all(line.as_bytes()).unwrap();
+                    Reply::Done
+                }
                 _ => Reply::Done,
             };
             control.send(&reply, &[]).unwrap();

@@ -4,12 +4,13 @@
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Piece};
 
 /// The only KVM interface version there is since 2007.
 const API_VERSION: i32 = 12;
@@ -111,16 +112,43 @@ impl Leash {
 /// Makes the guest's memory the VM's.
 pub fn add_memory(vm: &VmFd, ram: GuestRam) -> Result<(), KvmError> {
     for (slot, (start, length, host)) in (0..).zip(ram.regions()) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: start,
-            memory_size: length,
-            userspace_addr: host,
-        };
-        // SAFETY: the host range is guest memory, which stays mapped for ever, and
-        // the slots do not overlap.
-        unsafe { vm.set_user_memory_region(region) }.map_err(failed("add guest memory"))?;
+        add_slot(vm, slot, start, length, host)?;
     }
     Ok(())
+}
+
+fn add_slot(vm: &VmFd, slot: u32, start: u64, length: u64, host: u64) -> Result<(), KvmError> {
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: start,
+        memory_size: length,
+        userspace_addr: host,
+    };
+    // SAFETY: the host range is guest memory, which stays mapped for ever, and
+    // the slots do not overlap.
+    unsafe { vm.set_user_memory_region(region) }.map_err(failed("add guest memory"))
+}
+
+/// Adds memory to a VM that runs. The guest reaches nothing that is not in a slot.
+pub struct MemorySlots {
+    vm: Arc<VmFd>,
+    next: u32,
+}
+
+impl MemorySlots {
+    /// Slots behind those of [`add_memory`].
+    pub fn new(vm: Arc<VmFd>, ram: GuestRam) -> Self {
+        Self {
+            vm,
+            next: ram.regions().count() as u32,
+        }
+    }
+
+    /// Adds a piece.
+    pub fn add(&mut self, piece: Piece) -> Result<(), KvmError> {
+        add_slot(&self.vm, self.next, piece.start, piece.length, piece.host)?;
+        self.next += 1;
+        Ok(())
+    }
 }

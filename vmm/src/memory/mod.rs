@@ -2,12 +2,15 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod discard;
+mod hotplug;
 mod image;
 mod iovec;
 
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
@@ -16,6 +19,7 @@ use vm_memory::{
 };
 
 pub use arena::Arena;
+pub use hotplug::{BLOCK, Hotplug, Piece};
 pub use iovec::{BadBuffer, IoVec};
 
 /// Page size of host and guest in bytes.
@@ -67,39 +71,62 @@ pub enum MemoryError {
 /// The guest's memory. Copies name the same memory, which stays mapped for ever,
 /// so pointers into it never dangle.
 #[derive(Clone, Copy, Debug)]
-pub struct GuestRam(&'static GuestMemoryMmap);
+pub struct GuestRam(&'static Ram);
+
+#[derive(Debug)]
+struct Ram {
+    /// What is guest memory now. Only ever replaced by one that has more, and never freed.
+    now: AtomicPtr<GuestMemoryMmap>,
+    /// What may become guest memory.
+    hotplug: Option<Hotplug>,
+}
 
 impl Deref for GuestRam {
     type Target = GuestMemoryMmap;
 
     fn deref(&self) -> &GuestMemoryMmap {
-        self.0
+        // SAFETY: it comes from a leaked box that nobody changes.
+        unsafe { &*self.0.now.load(Ordering::Acquire) }
     }
 }
 
 impl GuestRam {
     /// Reserves `bytes` of zeroed guest memory. Nothing is committed until it is touched.
     pub fn allocate(bytes: u64) -> Result<Self, MemoryError> {
-        let low = bytes.min(LOW_END);
-        let mut regions = vec![region(0, low)?];
-        if bytes > low {
-            regions.push(region(HIGH_START, bytes - low)?);
-        }
-        let memory = GuestMemoryMmap::from_regions(regions)
-            .map_err(|error| MemoryError::Layout(error.to_string()))?;
-        Ok(Self(Box::leak(Box::new(memory))))
+        Self::with_hotplug(bytes, 0)
     }
 
-    /// Guest memory with the content of a file ([`Self::save`]), which is mapped private:
-    /// pages that the guest does not write to are the page cache's, shared with all others.
-    pub fn restore(bytes: u64, file: BorrowedFd<'_>) -> Result<Self, MemoryError> {
-        let ram = Self::allocate(bytes)?;
+    /// The same, with address space for `hotplug` bytes that may become guest memory later.
+    pub fn with_hotplug(bytes: u64, hotplug: u64) -> Result<Self, MemoryError> {
+        let low = bytes.min(LOW_END);
+        let mut regions = vec![region(0, low)?];
+        let mut end = HIGH_START;
+        if bytes > low {
+            end += bytes - low;
+            regions.push(region(HIGH_START, bytes - low)?);
+        }
+        let hotplug = match hotplug {
+            0 => None,
+            bytes => Some(Hotplug::reserve(end, bytes)?),
+        };
+        let memory = GuestMemoryMmap::from_regions(regions)
+            .map_err(|error| MemoryError::Layout(error.to_string()))?;
+        Ok(Self(Box::leak(Box::new(Ram {
+            now: AtomicPtr::new(Box::into_raw(Box::new(memory))),
+            hotplug,
+        }))))
+    }
+
+    /// Gives it the content of a file ([`Self::save`]), which is mapped private: pages that
+    /// the guest does not write to are the page cache's, shared with all others. Returns
+    /// where the file goes on with what is not guest memory yet.
+    pub fn load(&self, file: BorrowedFd<'_>) -> Result<u64, MemoryError> {
         let mut offset = 0;
-        for (start, length, _) in ram.regions() {
-            ram.map_file(file, offset, start, length)?;
+        for (start, length, _) in self.regions() {
+            self.map_file(file, offset, start, length)?;
             offset += length;
         }
-        Ok(ram)
+        Ok(offset)
     }
 
     /// End of the memory that starts at address 0.
@@ -109,7 +136,7 @@ impl GuestRam {
 
     /// Start address, length in bytes and host address of each region.
     pub fn regions(&self) -> impl Iterator<Item = (u64, u64, u64)> {
-        self.0.iter().map(|region| {
+        self.iter().map(|region| {
             let host = region.as_ptr() as u64;
             (region.start_addr().0, region.len(), host)
         })
@@ -127,6 +154,9 @@ impl GuestRam {
         length: u64,
     ) -> Result<(), MemoryError> {
         let outside = MemoryError::Outside { address, length };
+        if length == 0 {
+            return Ok(());
+        }
         if !offset.is_multiple_of(PAGE) || !address.is_multiple_of(PAGE) {
             return Err(outside);
         }
@@ -194,16 +224,24 @@ impl GuestRam {
     }
 }
 
+const PROTECTION: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const FLAGS: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
 /// One region of anonymous memory that is never unmapped.
 fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
+    let host = reserve(bytes, PROTECTION)?;
+    // SAFETY: just reserved, and never unmapped.
+    unsafe { region_at(host, start, bytes) }
+}
+
+/// Reserves anonymous memory that is never unmapped.
+fn reserve(bytes: u64, protection: i32) -> Result<*mut u8, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout("too large".into()))?;
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // A huge page serves the guest only where host and guest address agree modulo
     // its size, so a bit more is reserved, which costs nothing.
     let reserved = size + HUGE_PAGE;
     // SAFETY: a new mapping at an address that the kernel chooses aliases nothing.
-    let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, protection, flags, -1, 0) };
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), reserved, protection, FLAGS, -1, 0) };
     if address == libc::MAP_FAILED {
         return Err(MemoryError::Reserve {
             bytes,
@@ -217,10 +255,17 @@ fn region(start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
         let source = io::Error::last_os_error();
         return Err(MemoryError::Reserve { bytes, source });
     }
-    let aligned = (address as usize).next_multiple_of(HUGE_PAGE) as *mut u8;
-    // SAFETY: `aligned` and `size` bytes after it lie within the mapping just made,
-    // which lives as long as the process.
-    let mapping = unsafe { MmapRegion::build_raw(aligned, size, protection, flags) }
+    Ok((address as usize).next_multiple_of(HUGE_PAGE) as *mut u8)
+}
+
+/// Makes `bytes` at `host` a region of guest memory.
+///
+/// # Safety
+/// They lie within what [`reserve`] has given.
+unsafe fn region_at(host: *mut u8, start: u64, bytes: u64) -> Result<GuestRegionMmap, MemoryError> {
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::Layout("too large".into()))?;
+    // SAFETY: the mapping lives as long as the process; the caller has kept to its bounds.
+    let mapping = unsafe { MmapRegion::build_raw(host, size, PROTECTION, FLAGS) }
         .map_err(|error: MmapRegionError| MemoryError::Layout(error.to_string()))?;
     GuestRegionMmap::new(mapping, GuestAddress(start))
         .ok_or_else(|| MemoryError::Layout("address overflow".into()))

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub use envelope::EnvelopeError;
 
 use crate::arch::x86_64::state::{SavedChips, SavedCpu};
+use crate::devices::virtio::balloon::SavedBalloon;
+use crate::devices::virtio::mem::SavedMem;
 use crate::devices::virtio::persist::{RestoreError, SavedTransport};
 use crate::devices::virtio::vsock::SavedVsock;
 use crate::spec::VmSpec;
@@ -58,7 +60,7 @@ pub struct Snapshot {
     /// The VM's shape.
     pub spec: VmSpec,
     /// What CPU 0 can do.
-    cpuid: Vec<kvm_cpuid_entry2>,
+    pub cpuid: Vec<kvm_cpuid_entry2>,
     /// The vCPUs that there are, by number.
     pub cpus: Vec<(u8, SavedCpu)>,
     /// Interrupt controllers and clock.
@@ -67,29 +69,13 @@ pub struct Snapshot {
     pub devices: Vec<SavedTransport>,
     /// What the socket device has beside its queues.
     pub vsock: SavedVsock,
+    /// The same of the balloon.
+    pub balloon: SavedBalloon,
+    /// The same of plugged memory.
+    pub mem: SavedMem,
 }
 
 impl Snapshot {
-    /// Puts the parts together. `cpuid`: CPU 0's.
-    pub fn new(
-        spec: VmSpec,
-        cpuid: &CpuId,
-        cpus: Vec<(u8, SavedCpu)>,
-        chips: SavedChips,
-        devices: Vec<SavedTransport>,
-        vsock: SavedVsock,
-    ) -> Self {
-        let cpuid = cpuid.as_slice().to_vec();
-        Self {
-            spec,
-            cpuid,
-            cpus,
-            chips,
-            devices,
-            vsock,
-        }
-    }
-
     /// Writes it to an empty file.
     pub fn write(&self, mut file: File) -> Result<(), SnapshotError> {
         let content = postcard::to_allocvec(self)?;
@@ -121,7 +107,7 @@ impl Snapshot {
     /// kill the process.
     pub fn check_memory(&self, file: &File) -> Result<(), SnapshotError> {
         let found = file.metadata()?.len();
-        let expected = u64::from(self.spec.memory_mib) << 20;
+        let expected = (u64::from(self.spec.memory_mib) << 20) + self.mem.usable;
         if found != expected {
             return Err(SnapshotError::Memory { found, expected });
         }

@@ -84,6 +84,7 @@ impl Transport {
             driver_features: registers.driver_features,
             queue: registers.queue,
             interrupt: self.interrupt.status(),
+            generation: self.interrupt.generation(),
             queues: saved(&registers.queues),
             live: registers.parked.as_ref().map(saved),
         }
@@ -116,7 +117,7 @@ impl Transport {
             queues: queues(&saved.queues).ok_or_else(impossible)?,
             parked: live.transpose()?,
         };
-        self.interrupt.restore(saved.interrupt);
+        self.interrupt.restore(saved.interrupt, saved.generation);
         Ok(())
     }
 
@@ -188,8 +189,7 @@ impl Transport {
             0x34 => queue.map_or(0, |queue| queue.max_size().into()),
             0x44 => queue.map_or(0, |queue| queue.ready().into()),
             0x70 => registers.status,
-            // Configuration generation: ours never changes while a driver runs.
-            0xfc => 0,
+            0xfc => self.interrupt.generation(),
             // Shared memory regions: none, which a length of all ones says.
             0xb0..=0xbc => u32::MAX,
             _ => 0,
@@ -453,7 +453,9 @@ mod tests {
         bench.interrupt.signal_used();
         assert_eq!(bench.read(0x60), 1);
         bench.write(0x64, 1);
-        assert_eq!(bench.read(0x60), 0);
+        assert_eq!((bench.read(0x60), bench.read(0xfc)), (0, 0));
+        bench.interrupt.signal_config();
+        assert_eq!((bench.read(0x60), bench.read(0xfc)), (2, 1));
         bench.write(0x70, 0);
         assert_eq!(bench.read(0x70), 0);
         let device = bench.device.lock().unwrap();

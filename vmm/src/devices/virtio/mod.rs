@@ -1,7 +1,9 @@
 //! Virtio devices (version 1.2 of the specification) behind virtio-mmio.
 
+pub mod balloon;
 pub mod block;
 pub mod fs;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod persist;
@@ -38,19 +40,26 @@ pub mod device_type {
     pub const BLOCK: u32 = 2;
     /// Entropy source.
     pub const RNG: u32 = 4;
+    /// Memory balloon.
+    pub const BALLOON: u32 = 5;
     /// Socket device.
     pub const VSOCK: u32 = 19;
+    /// Memory that is plugged and unplugged.
+    pub const MEM: u32 = 24;
     /// File system.
     pub const FS: u32 = 26;
 }
 
 /// Bits of the interrupt status register.
 const USED_BUFFER: u32 = 1;
+const CONFIG_CHANGE: u32 = 2;
 
 /// A device's interrupt line, with the status register that says why it was raised.
 #[derive(Debug)]
 pub struct Interrupt {
     status: AtomicU32,
+    /// Of the configuration space.
+    generation: AtomicU32,
     line: EventFd,
 }
 
@@ -59,13 +68,26 @@ impl Interrupt {
     pub fn new(line: EventFd) -> Self {
         Self {
             status: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
             line,
         }
     }
 
     /// Tells the driver that buffers were used.
     pub fn signal_used(&self) {
-        self.status.fetch_or(USED_BUFFER, Ordering::SeqCst);
+        self.raise(USED_BUFFER);
+    }
+
+    /// Tells the driver that the configuration space has changed. Called while nobody can
+    /// read it: a driver that reads it in parts must see the new generation with the new
+    /// content.
+    pub fn signal_config(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.raise(CONFIG_CHANGE);
+    }
+
+    fn raise(&self, reason: u32) {
+        self.status.fetch_or(reason, Ordering::SeqCst);
         // Only a counter that is about to overflow makes this fail, and then the
         // interrupt is pending already.
         let _ = self.line.write(1);
@@ -73,7 +95,8 @@ impl Interrupt {
 
     /// Raises it anew for reasons that a saved driver had not acknowledged: how far the
     /// interrupt had come is not known, and one too many does no harm.
-    pub fn restore(&self, reasons: u32) {
+    pub fn restore(&self, reasons: u32, generation: u32) {
+        self.generation.store(generation, Ordering::SeqCst);
         self.status.store(reasons, Ordering::SeqCst);
         if reasons != 0 {
             let _ = self.line.write(1);
@@ -83,6 +106,11 @@ impl Interrupt {
     /// The reasons that the driver has not acknowledged yet.
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
+    }
+
+    /// How often the configuration space has changed.
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     /// The driver acknowledges reasons.

@@ -71,6 +71,8 @@ pub struct SavedTransport {
     pub queue: u32,
     /// Why the interrupt was raised.
     pub interrupt: u32,
+    /// How often the configuration space has changed.
+    pub generation: u32,
     /// Queues that a driver sets up.
     pub queues: Vec<SavedQueue>,
     /// Queues that the device works on; `None` while there is no driver.
