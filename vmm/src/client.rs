@@ -18,8 +18,9 @@ use crate::channel::{Channel, ChannelError};
 use crate::devices::virtio::fs;
 use crate::files::BootFiles;
 use crate::metrics::Stats;
+use crate::place::Place;
 use crate::spec::VmSpec;
-use crate::sys::{self, Child, Program};
+use crate::sys::{self, Birth, Child, Program};
 
 /// Longest time for the answer to an action. A VMM answers within milliseconds;
 /// this is for a host that is out of memory or CPU, and stands still for seconds.
@@ -68,13 +69,9 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Starts the program at `binary`, born in the cgroup whose directory is
-    /// `cgroup`. Its messages go to `log`, or nowhere. It waits for [`Self::boot`].
-    pub fn spawn(
-        binary: &Path,
-        cgroup: Option<BorrowedFd<'_>>,
-        log: Option<File>,
-    ) -> Result<Self, ClientError> {
+    /// Starts the program at `binary` in a place. Its messages go to `log`, or nowhere.
+    /// It leaves the host's namespaces and waits for [`Self::boot`].
+    pub fn spawn(binary: &Path, place: Place<'_>, log: Option<File>) -> Result<Self, ClientError> {
         let failed = |source: io::Error| ClientError::Spawn {
             binary: binary.display().to_string(),
             source,
@@ -90,20 +87,25 @@ impl Vmm {
         let (control, their_control) = Channel::pair().map_err(failed)?;
         let (events, their_events) = UnixStream::pair().map_err(failed)?;
         control.set_timeout(ANSWER_TIMEOUT).map_err(failed)?;
+        let mut files = vec![
+            null.as_fd(),
+            log.as_fd(),
+            log.as_fd(),
+            their_control.as_fd(),
+            their_events.as_fd(),
+        ];
+        files.extend(place.network);
         let child = sys::spawn(
             &Program {
                 path: &path,
                 arguments: &[c"joey-vmm"],
                 environment: &[],
             },
-            &[
-                null.as_fd(),
-                log.as_fd(),
-                log.as_fd(),
-                their_control.as_fd(),
-                their_events.as_fd(),
-            ],
-            cgroup,
+            &files,
+            Birth {
+                cgroup: place.cgroup,
+                own_pids: true,
+            },
         )
         .map_err(failed)?;
         Ok(Self {

@@ -17,7 +17,7 @@ use crate::devices::virtio::block::Window;
 use crate::devices::virtio::fs::Backend;
 use crate::devices::virtio::vsock::Vsock;
 use crate::files::BootFiles;
-use crate::jail;
+use crate::jail::{Cell, JailError};
 use crate::kernel_log;
 use crate::memory::GuestRam;
 use crate::poll::{add, again_if, lock, serve_kick, spawn, wait};
@@ -31,6 +31,8 @@ use crate::vm::{Counters, CpuFactory, Peripherals, Vm};
 /// Descriptors that the owner hands over.
 const CONTROL_FD: i32 = 3;
 const EVENTS_FD: i32 = 4;
+/// Its network namespace, if it shall not make one.
+const NETWORK_FD: i32 = 5;
 /// How long the owner waits for a new vCPU before it is told that it failed.
 const ONLINE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -53,7 +55,7 @@ pub enum ProcessError {
     Io(#[from] io::Error),
     /// The process cannot be locked up.
     #[error(transparent)]
-    Jail(#[from] jail::JailError),
+    Jail(#[from] JailError),
     /// The same.
     #[error(transparent)]
     Filter(#[from] seccomp::FilterError),
@@ -69,8 +71,9 @@ pub fn run() -> Result<(), ProcessError> {
     let inherited = |fd| sys::inherited(fd).map_err(|_| ProcessError::NotInherited(fd));
     let control = Channel::new(inherited(CONTROL_FD)?);
     let events = File::from(inherited(EVENTS_FD)?);
+    let cell = Cell::enter(sys::inherited(NETWORK_FD).ok())?;
     match wait_for_boot(&control) {
-        Ok(Some((spec, files))) => start(&spec, files, control, events),
+        Ok(Some((spec, files))) => start(&spec, files, cell, control, events),
         Ok(None) => Ok(()),
         // The owner has gone: nothing to do, nobody to tell.
         Err(ChannelError::Closed) => Ok(()),
@@ -110,6 +113,7 @@ fn check_boot(spec: &VmSpec, files: Vec<OwnedFd>) -> Result<BootFiles<OwnedFd>, 
 fn start(
     spec: &VmSpec,
     files: BootFiles<OwnedFd>,
+    cell: Cell,
     control: Channel,
     events: File,
 ) -> Result<(), ProcessError> {
@@ -120,7 +124,7 @@ fn start(
             return Ok(());
         }
     };
-    if let Err(error) = jail::enter(spec.uid, spec.gid) {
+    if let Err(error) = cell.lock(spec.uid, spec.gid) {
         control.send(&Reply::Failed(error.to_string()), &[])?;
         return Ok(());
     }

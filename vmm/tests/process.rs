@@ -7,10 +7,11 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
-use vmm::{BootFiles, ClientError, NetSpec, VmSpec, Vmm};
+use vmm::{BootFiles, ClientError, NetSpec, Place, VmSpec, Vmm};
 
 fn spawn() -> Vmm {
-    Vmm::spawn(Path::new(env!("CARGO_BIN_EXE_joey-vmm")), None, None).unwrap()
+    let binary = Path::new(env!("CARGO_BIN_EXE_joey-vmm"));
+    Vmm::spawn(binary, Place::default(), None).unwrap()
 }
 
 fn spec() -> VmSpec {

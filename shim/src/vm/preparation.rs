@@ -1,20 +1,20 @@
 //! What a VM needs of the host, each part made on its own.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
 use network::Attachment;
 use tokio::task::spawn_blocking;
-use vmm::Vmm;
+use vmm::{Place, Vmm};
 
 use super::{Plan, set_oom_score};
 use crate::error::{Error, Result, chain};
 use crate::host::cgroup::{self, Cgroup};
 use crate::host::record::Record;
 use crate::host::uids::UidLease;
-use crate::host::{files, scratch};
+use crate::host::{files, no_network, scratch};
 use crate::stages::Stages;
 
 /// The VM's files, apart from its TAP.
@@ -114,8 +114,9 @@ pub(super) fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
         config.uid_count,
     )
     .map_err(Error::failed)?;
+    let network = no_network::open(&config.state_dir).map_err(Error::failed)?;
     let cgroup = Cgroup::create(&plan.cgroups_path).map_err(Error::failed)?;
-    match spawn_in(&config.vmm, &cgroup) {
+    match spawn_in(&config.vmm, &cgroup, network.as_fd()) {
         Ok((vmm, log)) => Ok(Spawned {
             vmm,
             log,
@@ -136,14 +137,18 @@ fn remove_cgroup(cgroup: &Cgroup) {
 }
 
 /// Starts the VMM; the other result is where its messages can be read.
-fn spawn_in(binary: &Path, cgroup: &Cgroup) -> Result<(Vmm, OwnedFd)> {
+fn spawn_in(binary: &Path, cgroup: &Cgroup, network: BorrowedFd<'_>) -> Result<(Vmm, OwnedFd)> {
     let open = |path: &Path, error| Error::Failed(format!("{}: {error}", path.display()));
     let dir = cgroup.vmm_dir();
     let dir = File::open(&dir).map_err(|error| open(&dir, error))?;
     let (messages, log) = std::io::pipe()
         .map_err(|error| Error::Failed(format!("cannot make a pipe for the VMM: {error}")))?;
     let log = File::from(OwnedFd::from(log));
-    let vmm = Vmm::spawn(binary, Some(dir.as_fd()), Some(log)).map_err(Error::failed)?;
+    let place = Place {
+        cgroup: Some(dir.as_fd()),
+        network: Some(network),
+    };
+    let vmm = Vmm::spawn(binary, place, Some(log)).map_err(Error::failed)?;
     // It inherits our own score, which protects it from the kernel's killer: a
     // guest that eats the host's memory shall not be protected.
     set_oom_score(vmm.pid(), 0);
