@@ -116,7 +116,9 @@ pub(super) fn spawn_vmm(plan: &Plan) -> Result<Spawned> {
     .map_err(Error::failed)?;
     let network = no_network::open(&config.state_dir).map_err(Error::failed)?;
     let cgroup = Cgroup::create(&plan.cgroups_path).map_err(Error::failed)?;
-    match spawn_in(&config.vmm, &cgroup, network.as_fd()) {
+    let spawned =
+        limit_memory(plan, &cgroup).and_then(|()| spawn_in(&config.vmm, &cgroup, network.as_fd()));
+    match spawned {
         Ok((vmm, log)) => Ok(Spawned {
             vmm,
             log,
@@ -134,6 +136,18 @@ fn remove_cgroup(cgroup: &Cgroup) {
     if let Err(error) = cgroup.remove() {
         tracing::warn!(error = chain(&error), "removing the cgroup");
     }
+}
+
+/// Bounds what the VMM and what serves it may take. A scratch disk in memory is theirs.
+fn limit_memory(plan: &Plan, cgroup: &Cgroup) -> Result<()> {
+    let config = &plan.config;
+    let disk = match scratch::is_in_memory(&config.data_dir) {
+        true => config.scratch_mib,
+        false => 0,
+    };
+    cgroup
+        .set_memory_limit(u64::from(plan.size.memory_mib) + disk)
+        .map_err(Error::failed)
 }
 
 /// Starts the VMM; the other result is where its messages can be read.
