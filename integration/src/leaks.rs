@@ -10,7 +10,11 @@ pub const KINDS: [(&str, &str); 9] = [
         "processes",
         "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *joey*|*mkfs.*|*virtiofsd*) readlink $p/exe;; esac; done",
     ),
-    ("mounts", "awk '{print $5, $9}' /proc/self/mountinfo | sort"),
+    (
+        "mounts",
+        // The VMMs' network is mounted once and stays, as their files do in /var/lib/joey.
+        "awk '$5 != \"/run/joey/no-network\" {print $5, $9}' /proc/self/mountinfo | sort",
+    ),
     ("network namespaces", "ls /run/netns"),
     (
         "network devices",

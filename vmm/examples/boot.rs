@@ -22,7 +22,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use vmm::{BootFiles, Event, RestoreFiles, RunFiles, VmSpec, Vmm};
+use vmm::{BootFiles, Event, Place, RestoreFiles, RunFiles, VmSpec, Vmm};
 
 type Failure = Box<dyn Error>;
 
@@ -143,7 +143,7 @@ fn run(options: &Options) -> Result<(), Failure> {
     let start = Instant::now();
     let millis = || start.elapsed().as_secs_f64() * 1000.0;
     let log = OpenOptions::new().write(true).open("/dev/stderr")?;
-    let mut vmm = Vmm::spawn(&options.vmm, None, Some(log), None)?;
+    let mut vmm = Vmm::spawn(&options.vmm, Place::default(), Some(log))?;
     let spawned = millis();
     match &options.restore {
         Some(directory) => {

@@ -20,8 +20,9 @@ use crate::devices::virtio::net::Offloads;
 use crate::devices::virtio::{fs, net};
 use crate::files::{BootFiles, Outlets, RestoreFiles, RunFiles};
 use crate::metrics::Stats;
+use crate::place::Place;
 use crate::spec::VmSpec;
-use crate::sys::{self, Child, Program};
+use crate::sys::{self, Birth, Child, Program};
 
 /// Longest time for the answer to an action. A VMM answers within milliseconds;
 /// this is for a host that is out of memory or CPU, and stands still for seconds.
@@ -74,15 +75,9 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Starts the program at `binary`, born in the cgroup whose directory is
-    /// `cgroup`. Its messages go to `log`, or nowhere; `lease` it keeps open for as long as
-    /// it lives. It waits for [`Self::boot`] or [`Self::restore`].
-    pub fn spawn(
-        binary: &Path,
-        cgroup: Option<BorrowedFd<'_>>,
-        log: Option<File>,
-        lease: Option<BorrowedFd<'_>>,
-    ) -> Result<Self, ClientError> {
+    /// Starts the program at `binary` in a place. Its messages go to `log`, or nowhere.
+    /// It leaves the host's namespaces and waits for [`Self::boot`] or [`Self::restore`].
+    pub fn spawn(binary: &Path, place: Place<'_>, log: Option<File>) -> Result<Self, ClientError> {
         let failed = |source: io::Error| ClientError::Spawn {
             binary: binary.display().to_string(),
             source,
@@ -105,7 +100,8 @@ impl Vmm {
             their_control.as_fd(),
             their_events.as_fd(),
         ];
-        files.extend(lease);
+        files.push(place.lease.unwrap_or(null.as_fd()));
+        files.extend(place.network);
         let child = sys::spawn(
             &Program {
                 path: &path,
@@ -113,7 +109,10 @@ impl Vmm {
                 environment: &[],
             },
             &files,
-            cgroup,
+            Birth {
+                cgroup: place.cgroup,
+                own_pids: true,
+            },
         )
         .map_err(failed)?;
         Ok(Self {

@@ -17,7 +17,7 @@ use crate::devices::virtio::fs::Backend;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::vsock::Vsock;
 use crate::files::{BootFiles, RestoreFiles, RunFiles};
-use crate::jail;
+use crate::jail::{Cell, JailError};
 use crate::kernel_log;
 use crate::machine::Machine;
 use crate::memory::GuestRam;
@@ -33,6 +33,8 @@ use crate::vm::{Counters, Peripherals, Vm, VmError};
 /// Descriptors that the owner hands over.
 const CONTROL_FD: i32 = 3;
 const EVENTS_FD: i32 = 4;
+/// Its network namespace, if it shall not make one.
+const NETWORK_FD: i32 = 6;
 /// How long the process of a guest that is gone answers its owner.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -52,7 +54,7 @@ pub enum ProcessError {
     Io(#[from] io::Error),
     /// The process cannot be locked up.
     #[error(transparent)]
-    Jail(#[from] jail::JailError),
+    Jail(#[from] JailError),
     /// The same.
     #[error(transparent)]
     Filter(#[from] seccomp::FilterError),
@@ -71,8 +73,9 @@ pub fn run() -> Result<(), ProcessError> {
     let inherited = |fd| sys::inherited(fd).map_err(|_| ProcessError::NotInherited(fd));
     let control = Channel::new(inherited(CONTROL_FD)?);
     let events = File::from(inherited(EVENTS_FD)?);
+    let cell = Cell::enter(sys::inherited(NETWORK_FD).ok())?;
     match wait_for_vm(&control) {
-        Ok(Some((spec, vm))) => start(spec, vm, control, events),
+        Ok(Some((spec, vm))) => start(spec, vm, cell, control, events),
         Ok(None) => Ok(()),
         // The owner has gone: nothing to do, nobody to tell.
         Err(ChannelError::Closed) => Ok(()),
@@ -139,8 +142,14 @@ fn built(
 }
 
 /// Locks the process up, starts the VM's threads and looks after it.
-fn start(spec: VmSpec, vm: Vm, control: Channel, events: File) -> Result<(), ProcessError> {
-    if let Err(error) = jail::enter(spec.uid, spec.gid) {
+fn start(
+    spec: VmSpec,
+    vm: Vm,
+    cell: Cell,
+    control: Channel,
+    events: File,
+) -> Result<(), ProcessError> {
+    if let Err(error) = cell.lock(spec.uid, spec.gid) {
         control.send(&Reply::Failed(error.to_string()), &[])?;
         return Ok(());
     }

@@ -1,6 +1,8 @@
 //! System calls that no safe wrapper offers. One of the few places with `unsafe`.
 #![allow(unsafe_code)]
 
+pub mod jail;
+
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -19,6 +21,15 @@ pub struct Program<'a> {
     pub arguments: &'a [&'a CStr],
     /// Environment, `NAME=value`.
     pub environment: &'a [&'a CStr],
+}
+
+/// How a child is born.
+#[derive(Clone, Copy, Default)]
+pub struct Birth<'a> {
+    /// The directory of its cgroup; `None`: its parent's.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// As the first process of a pid namespace of its own.
+    pub own_pids: bool,
 }
 
 /// A child process that was started by [`spawn`].
@@ -67,14 +78,13 @@ struct CloneArgs {
 /// clone3's flag to start the child in the cgroup of `CloneArgs::cgroup`.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Starts a program with exactly the descriptors given, as 0, 1, 2, ..., in the
-/// cgroup given. Like vfork: the caller's thread waits until the child has
+/// Starts a program with exactly the descriptors given, as 0, 1, 2, .... Like vfork: the caller's thread waits until the child has
 /// executed the program, and no page table is copied. The child is born in its
 /// cgroup because moving a process there later waits for an RCU grace period.
 pub fn spawn(
     program: &Program<'_>,
     files: &[BorrowedFd<'_>],
-    cgroup: Option<BorrowedFd<'_>>,
+    birth: Birth<'_>,
 ) -> io::Result<Child> {
     let pointers = |list: &[&CStr]| -> Vec<*const libc::c_char> {
         list.iter()
@@ -110,7 +120,10 @@ pub fn spawn(
         stack_size: CHILD_STACK as u64,
         ..CloneArgs::default()
     };
-    if let Some(cgroup) = cgroup {
+    if birth.own_pids {
+        clone.flags |= libc::CLONE_NEWPID as u64;
+    }
+    if let Some(cgroup) = birth.cgroup {
         clone.flags |= CLONE_INTO_CGROUP;
         clone.cgroup = cgroup.as_raw_fd() as u64;
     }
@@ -416,81 +429,6 @@ pub fn single_malloc_arena() {
     }
 }
 
-/// Gives the calling thread a mount namespace of its own.
-pub fn unshare_mounts() -> io::Result<()> {
-    // SAFETY: unshare takes no memory.
-    check(unsafe { libc::unshare(libc::CLONE_NEWNS) })
-}
-
-/// Makes `directory` the root of the mount namespace and detaches the old root.
-pub fn become_root(directory: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: all paths are C string literals; the calls change only this
-    // process's root and working directory.
-    unsafe {
-        check(libc::fchdir(directory.as_raw_fd()))?;
-        check(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) as i32)?;
-        check(libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
-    }
-    Ok(())
-}
-
-/// A mount of an empty, read-only tmpfs, attached over `/` of the calling mount
-/// namespace; the descriptor is the mount's root.
-pub fn mount_empty_root() -> io::Result<OwnedFd> {
-    const FSCONFIG_SET_STRING: i32 = 1;
-    const FSCONFIG_CMD_CREATE: i32 = 6;
-    const MOVE_MOUNT_F_EMPTY_PATH: i32 = 4;
-    const MOUNT_ATTRIBUTES: u64 = libc::MOUNT_ATTR_RDONLY
-        | libc::MOUNT_ATTR_NOSUID
-        | libc::MOUNT_ATTR_NODEV
-        | libc::MOUNT_ATTR_NOEXEC;
-    let set = |context: &OwnedFd, key: &CStr, value: &CStr| -> io::Result<()> {
-        // SAFETY: key and value are C strings, and the kernel copies them.
-        check(unsafe {
-            libc::syscall(
-                libc::SYS_fsconfig,
-                context.as_raw_fd(),
-                FSCONFIG_SET_STRING,
-                key.as_ptr(),
-                value.as_ptr(),
-                0,
-            ) as i32
-        })
-    };
-    // SAFETY: the name is a C string.
-    let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), 1) as i32 })?;
-    set(&context, c"size", c"4096")?;
-    set(&context, c"nr_inodes", c"2")?;
-    set(&context, c"mode", c"555")?;
-    // SAFETY: FSCONFIG_CMD_CREATE takes no key, value or length.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_fsconfig,
-            context.as_raw_fd(),
-            FSCONFIG_CMD_CREATE,
-            ptr::null::<libc::c_char>(),
-            ptr::null::<libc::c_char>(),
-            0,
-        ) as i32
-    })?;
-    // SAFETY: fsmount takes no memory.
-    let mount = owned(unsafe {
-        libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 1, MOUNT_ATTRIBUTES) as i32
-    })?;
-    // SAFETY: both paths are C strings.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            mount.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_FDCWD,
-            c"/".as_ptr(),
-            MOVE_MOUNT_F_EMPTY_PATH,
-        ) as i32
-    })?;
-    Ok(mount)
-}
-
 /// Turns the -1 of a system call into its error.
 fn check(result: i32) -> io::Result<()> {
     if result < 0 {
@@ -531,7 +469,7 @@ mod tests {
                 environment: &[c"A=b"],
             },
             &[theirs.as_fd(), theirs.as_fd(), null.as_fd(), theirs.as_fd()],
-            None,
+            Birth::default(),
         )
         .unwrap();
         drop(theirs);
@@ -550,7 +488,7 @@ mod tests {
             arguments: &[c"program"],
             environment: &[],
         };
-        let error = spawn(&program, &[], None).unwrap_err();
+        let error = spawn(&program, &[], Birth::default()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 

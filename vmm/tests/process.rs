@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::time::Duration;
 
-use vmm::{BootFiles, ClientError, Offloads, RestoreFiles, VmSpec, Vmm};
+use vmm::{BootFiles, ClientError, Offloads, Place, RestoreFiles, VmSpec, Vmm};
 
 fn spawn() -> Vmm {
-    Vmm::spawn(Path::new(env!("CARGO_BIN_EXE_joey-vmm")), None, None, None).unwrap()
+    let binary = Path::new(env!("CARGO_BIN_EXE_joey-vmm"));
+    Vmm::spawn(binary, Place::default(), None).unwrap()
 }
 
 fn spec() -> VmSpec {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use vmm::{BootFiles, Event, RunFiles, VmSpec, Vmm};
+use vmm::{BootFiles, Event, Place, RunFiles, VmSpec, Vmm};
 
 use super::report::Run;
 
@@ -93,6 +93,13 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> an
     };
     let socket = parts.directory.join("joey.vsock");
     let _ = std::fs::remove_file(&socket);
+    // A node has made it before.
+    let network = vmm::place::empty_network().context("cannot make a network namespace")?;
+    let place = Place {
+        cgroup: None,
+        network: Some(network.as_fd()),
+        lease: None,
+    };
 
     let begin = Instant::now();
     let mut stages = Vec::new();
@@ -102,7 +109,7 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> an
         stages.push((name.to_owned(), lap, now));
         lap = now;
     };
-    let mut vmm = Vmm::spawn(parts.vmm, None, None, None).context("cannot spawn joey-vmm")?;
+    let mut vmm = Vmm::spawn(parts.vmm, place, None).context("cannot spawn joey-vmm")?;
     stage("spawn");
     let kvm = open(Path::new("/dev/kvm"), true)?;
     let kernel = open(parts.kernel, false)?;

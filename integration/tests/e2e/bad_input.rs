@@ -18,6 +18,10 @@ pub fn trials() -> Vec<Trial> {
             "bad_input::kvm_that_cannot_run_stock_kernels",
             kvm_that_cannot_run_stock_kernels,
         ),
+        trial(
+            "bad_input::user_namespaces_are_forbidden",
+            user_namespaces_are_forbidden,
+        ),
         trial("bad_input::kernel_is_missing", kernel_is_missing),
         trial(
             "bad_input::kernel_is_of_another_machine",
@@ -96,6 +100,20 @@ fn no_kvm() {
     );
     // And with it back, the node is fine.
     sh("joeyctl doctor");
+}
+
+fn user_namespaces_are_forbidden() {
+    let most = "/proc/sys/user/max_user_namespaces";
+    let before = sh(&format!("cat {most}"));
+    runp_fails(
+        &format!("echo 0 >{most}"),
+        &format!("echo {before} >{most}"),
+        &["user.max_user_namespaces", "joeyctl doctor"],
+    );
+    sh(&format!("echo 0 >{most}"));
+    let said = fails("joeyctl doctor");
+    sh(&format!("echo {before} >{most}"));
+    assert!(said.contains("sysctl user.max_user_namespaces"), "{said}");
 }
 
 /// The machine that runs the tests may have a /dev/kvm that runs no stock

@@ -8,6 +8,7 @@ mod checkpoint;
 mod cri;
 mod exec;
 mod faults;
+mod jail;
 mod leaks;
 mod life;
 mod network;
@@ -57,7 +58,8 @@ const BULK: [&str; 3] = [
 
 /// Tests of the VM itself, which say nothing where pods run on the host's kernel, and what
 /// of it they are about.
-const OF_THE_VM: [(&str, &str); 31] = [
+const OF_THE_VM: [(&str, &str); 33] = [
+    ("jail::", "the VMM"),
     ("pods::kernel_is_the_guests", "the guest's kernel"),
     ("storage::host_holds_one_copy", "images in the VM's window"),
     ("network::guest_has", "the network as the guest is told it"),
@@ -85,6 +87,7 @@ const OF_THE_VM: [(&str, &str); 31] = [
     ("resources::a_full_scratch_disk", "the VM's scratch disk"),
     ("bad_input::no_kvm", "KVM"),
     ("bad_input::kernel_is_", "the guest's kernel"),
+    ("bad_input::user_namespaces_are_forbidden", "the VMM"),
     ("bad_input::kvm_that_cannot", "KVM"),
     ("bad_input::corrupt_blob", "images in the VM's window"),
     ("bad_input::virtiofsd_is_missing", "virtiofsd"),
@@ -168,6 +171,7 @@ fn main() {
         network::trials(),
         volumes::trials(),
         life::trials(),
+        jail::trials(),
         resources::trials(),
         shared::trials(),
         checkpoint::trials(),

@@ -1,9 +1,9 @@
 //! The sandbox's cgroup (version 2), below that of its pod: all that the sandbox
-//! costs the host is counted there. It holds two more: `vmm`, which is killed as a
-//! whole, and `shim`, from which that is done.
+//! costs the host is counted there. It holds two more: `vmm`, which is limited and killed
+//! as a whole, and `shim`, from which that is done.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,8 +14,25 @@ pub const ROOT: &str = "/sys/fs/cgroup";
 /// Controllers that a pod's cgroup is wanted to have.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
+/// Those of them that bound what the VMM and the like can take of the host.
+const LIMITING: [&str; 2] = ["memory", "pids"];
+
 /// What is killed with the VM: the VMM and whatever serves it.
 const VMM: &str = "vmm";
+
+/// Most threads of the VMM, KVM's own and virtiofsd's: 32 vCPUs and less than 20 others.
+/// Twice that, as newer kernels and daemons may have more.
+const MAX_THREADS: u32 = 128;
+
+/// Memory that the VMM and virtiofsd may take beside the guest's: this, and a part of the
+/// guest's. Nearly all pods stay below 30 MiB; it is there for one that was taken over, and
+/// must not make a healthy one die. Those can fill 4096 connections' buffers of 256 KiB, and
+/// have virtiofsd hold two kibibytes for each of the guest's of inodes; and a disk's cache in
+/// the host is slow when it is small.
+const OVERHEAD_MIB: u64 = 1024;
+
+/// The part of the guest's memory: one in so many.
+const OVERHEAD_PART: u64 = 4;
 
 /// The shim itself.
 const SHIM: &str = "shim";
@@ -66,9 +83,11 @@ impl Cgroup {
         fs::create_dir_all(&victims).map_err(|error| CgroupError::Io(victims.clone(), error))?;
         let mut parent = root.to_owned();
         for part in dir.strip_prefix(root).unwrap_or(&dir) {
-            hand_down_controllers(&parent);
+            hand_down(&parent, &CONTROLLERS);
             parent.push(part);
         }
+        hand_down(&dir, &LIMITING);
+        limit(&victims, "pids.max", &MAX_THREADS.to_string())?;
         Ok(Self { dir, victims })
     }
 
@@ -147,6 +166,17 @@ impl Cgroup {
             .unwrap_or(0)
     }
 
+    /// Bounds the memory of the VMM and what serves it, for a guest that has `guest_mib` MiB.
+    /// Call it again before the guest gets more. Where the host does not count memory there
+    /// is no limit.
+    ///
+    /// # Errors
+    /// When the kernel does not take the limit.
+    pub fn set_memory_limit(&self, guest_mib: u64) -> Result<(), CgroupError> {
+        let mib = guest_mib + guest_mib / OVERHEAD_PART + OVERHEAD_MIB;
+        limit(&self.vmm_dir(), "memory.max", &(mib << 20).to_string())
+    }
+
     /// Confines it to processors of the host; an empty list: to those of its parent.
     ///
     /// # Errors
@@ -209,14 +239,28 @@ pub fn place(cgroups_path: &Path) -> Result<PathBuf, CgroupError> {
     Ok(Path::new(ROOT).join(relative))
 }
 
-/// Hands the controllers of a cgroup down to those in it. Where the kubelet and
+/// Sets a limit, if the controller is there that has it.
+fn limit(dir: &Path, file: &str, value: &str) -> Result<(), CgroupError> {
+    let path = dir.join(file);
+    // Without O_CREAT: in a cgroup that makes no difference, in a test it does.
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .and_then(|mut file| file.write_all(value.as_bytes()));
+    match written {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CgroupError::Io(path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// Hands controllers of a cgroup down to those in it. Where the kubelet and
 /// systemd have done so, nothing is written. What cannot be had the pod goes without.
-fn hand_down_controllers(dir: &Path) {
+fn hand_down(dir: &Path, controllers: &[&str]) {
     let words = |file: &str| fs::read_to_string(dir.join(file)).unwrap_or_default();
     let (there, down) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
     let is_in = |list: &str, name: &str| list.split_ascii_whitespace().any(|word| word == name);
     // Each by itself: one that is refused must not keep the others off.
-    for name in CONTROLLERS {
+    for name in controllers {
         if is_in(&there, name) && !is_in(&down, name) {
             let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{name}"));
         }
@@ -341,6 +385,24 @@ mod tests {
         fs::remove_file(whole.join("vmm/cgroup.kill")).unwrap();
         cgroup.remove().unwrap();
         assert!(!whole.exists());
+    }
+
+    #[test]
+    fn a_limit_grows_with_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let cgroup = Cgroup::existing(dir.path());
+        // A host that does not count memory.
+        fs::create_dir(cgroup.vmm_dir()).unwrap();
+        cgroup.set_memory_limit(256).unwrap();
+        let file = cgroup.vmm_dir().join("memory.max");
+        assert!(!file.exists());
+
+        for (guest, whole) in [(256, 1344), (4096, 6144)] {
+            fs::write(&file, "").unwrap();
+            cgroup.set_memory_limit(guest).unwrap();
+            let limit = fs::read_to_string(&file).unwrap();
+            assert_eq!(limit, (whole * 1048576_u64).to_string());
+        }
     }
 
     #[test]

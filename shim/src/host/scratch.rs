@@ -7,6 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use sha2::{Digest, Sha256};
 
@@ -69,6 +70,12 @@ pub fn create(data_dir: &Path, mib: u64) -> Result<File, ScratchError> {
         .map_err(failed)?;
     clone(&template, &disk).map_err(failed)?;
     Ok(disk)
+}
+
+/// Whether what is written to a disk in `data_dir` stays in memory: the directory is on a
+/// tmpfs. One that cannot be asked is on something else.
+pub fn is_in_memory(data_dir: &Path) -> bool {
+    statfs(data_dir).is_ok_and(|system| system.filesystem_type() == TMPFS_MAGIC)
 }
 
 /// Templates whose formatter was killed; removed if `remove` is set.

@@ -195,6 +195,9 @@ pub(super) async fn keep(sandbox: Arc<Sandbox>) {
 
 async fn resize(sandbox: &Arc<Sandbox>, asked: &mut Size, size: Size) -> Result<(), Error> {
     if size.memory_mib != asked.memory_mib {
+        if size.memory_mib > asked.memory_mib {
+            sandbox.vm.limit_memory(size.memory_mib)?;
+        }
         let mib = sandbox.growth.beyond_mib(size);
         sandbox.vm.resize_memory(mib).await?;
         asked.memory_mib = size.memory_mib;

@@ -157,6 +157,14 @@ impl Vm {
         .await
     }
 
+    /// Bounds what the VMM, and what serves it, may take when the guest has this much memory.
+    ///
+    /// # Errors
+    /// When the kernel does not take the limit.
+    pub fn limit_memory(&self, guest_mib: u32) -> Result<()> {
+        preparation::limit_memory(&self.config, &self.cgroup, guest_mib)
+    }
+
     /// Shows `length` bytes of a file in the image window.
     ///
     /// # Errors

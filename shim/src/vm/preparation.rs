@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use network::Attachment;
 use tokio::task::spawn_blocking;
-use vmm::{BootFiles, RestoreFiles, VmSpec, Vmm};
+use vmm::{BootFiles, Place, RestoreFiles, VmSpec, Vmm};
 
 use super::{DOCTOR, Plan, set_oom_score};
 use crate::config::Config;
@@ -15,7 +15,7 @@ use crate::error::{Error, Result, chain};
 use crate::host::cgroup::{self, Cgroup};
 use crate::host::record::{self, Record};
 use crate::host::uids::UidLease;
-use crate::host::{files, scratch};
+use crate::host::{files, no_network, scratch};
 use crate::pool;
 use crate::stages::Stages;
 use crate::templates::recipe::Recipe;
@@ -118,7 +118,8 @@ pub fn shape(config: &Config, uid: u32) -> VmSpec {
 /// Makes a VM in the pod's cgroup: from the node's template, or else one that boots.
 pub(super) fn make_vm(plan: &Plan, stages: &Stages) -> Result<Made> {
     let cgroup = Cgroup::create(&plan.cgroups_path).map_err(Error::failed)?;
-    let made = from_template(plan, stages, &cgroup)
+    let made = limit_memory(&plan.config, &cgroup, plan.size.memory_mib)
+        .and_then(|()| from_template(plan, stages, &cgroup))
         .and_then(|made| made.map_or_else(|| to_boot(plan, stages, &cgroup), Ok));
     match made {
         Ok((vmm, log, origin)) => Ok(Made {
@@ -264,6 +265,18 @@ fn remove_cgroup(cgroup: &Cgroup) {
     }
 }
 
+/// Bounds what the VMM of a guest with this much memory, and what serves it, may take. A
+/// scratch disk in memory is theirs.
+pub(super) fn limit_memory(config: &Config, cgroup: &Cgroup, guest_mib: u32) -> Result<()> {
+    let disk = match scratch::is_in_memory(&config.data_dir) {
+        true => config.scratch_mib,
+        false => 0,
+    };
+    cgroup
+        .set_memory_limit(u64::from(guest_mib) + disk)
+        .map_err(Error::failed)
+}
+
 /// A pipe for the VMM's messages: what is read, and what it writes to.
 fn pipe() -> Result<(OwnedFd, File)> {
     let (messages, log) = std::io::pipe()
@@ -276,16 +289,16 @@ fn pipe() -> Result<(OwnedFd, File)> {
 fn spawn_in(config: &Config, name: &str, cgroup: &Path) -> Result<(Vmm, OwnedFd, u32)> {
     let lease = UidLease::take(&config.state_dir, name, config.uid_base, config.uid_count);
     let lease = lease.map_err(Error::failed)?;
+    let network = no_network::open(&config.state_dir).map_err(Error::failed)?;
     let dir = File::open(cgroup)
         .map_err(|error| Error::Failed(format!("{}: {error}", cgroup.display())))?;
     let (messages, log) = pipe()?;
-    let vmm = Vmm::spawn(
-        &config.vmm,
-        Some(dir.as_fd()),
-        Some(log),
-        Some(lease.as_fd()),
-    )
-    .map_err(Error::failed)?;
+    let place = Place {
+        cgroup: Some(dir.as_fd()),
+        network: Some(network.as_fd()),
+        lease: Some(lease.as_fd()),
+    };
+    let vmm = Vmm::spawn(&config.vmm, place, Some(log)).map_err(Error::failed)?;
     // It inherits our own score, which protects it from the kernel's killer: a
     // guest that eats the host's memory shall not be protected.
     set_oom_score(vmm.pid(), 0);

@@ -20,7 +20,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set, set_no_new_privs};
 use tokio::sync::watch;
-use vmm::sys::{Child, Program};
+use vmm::sys::{Birth, Child, Program};
 
 use super::tree::{Tree, TreeError};
 use crate::host::{oom_score, record};
@@ -313,7 +313,10 @@ fn on_own_thread(
             their_messages.as_fd(),
             listener.as_fd(),
         ],
-        Some(cgroup.as_fd()),
+        Birth {
+            cgroup: Some(cgroup.as_fd()),
+            own_pids: false,
+        },
     )
     .map_err(|error| failed("execute it", error))?;
     Ok((tree, child, messages))

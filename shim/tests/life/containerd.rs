@@ -19,6 +19,7 @@ use containerd_shim_protos::shim_async::{Client, Events, TaskClient, create_even
 use containerd_shim_protos::ttrpc::asynchronous::{Server, TtrpcContext};
 use containerd_shim_protos::ttrpc::{self, context};
 use containerd_shim_protos::types::mount::Mount;
+use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -28,6 +29,14 @@ pub const NAMESPACE: &str = "test";
 const ADDRESS: &str = "/run/containerd/containerd.sock";
 /// Longest that anything may take; only a broken shim takes so long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the state directory keeps for later pods.
+const STAYS: [&str; 4] = [
+    "uids.lock",
+    "reconcile.lock",
+    "no-network",
+    "no-network.lock",
+];
 
 /// The node: a configuration, directories, and the events that were heard.
 pub struct Node {
@@ -57,6 +66,13 @@ impl Events for Heard {
         };
         self.0.lock().unwrap().push(text);
         Ok(Empty::new())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Its directory could not be removed with a mount in it. There is none without a VM.
+        let _ = umount2(&self.path("state/no-network"), MntFlags::MNT_DETACH);
     }
 }
 
@@ -253,9 +269,7 @@ impl Node {
         };
         let state: Vec<_> = list("state");
         assert!(
-            state
-                .iter()
-                .all(|name| ["uids.lock", "reconcile.lock"].contains(&name.as_str())),
+            state.iter().all(|name| STAYS.contains(&name.as_str())),
             "left in the state directory: {state:?}"
         );
         assert!(

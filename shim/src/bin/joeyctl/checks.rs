@@ -232,6 +232,38 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
+/// Whether a VMM can have a user namespace, without which it refuses to run.
+pub fn user_namespaces() -> Finding {
+    let path = "/proc/sys/user/max_user_namespaces";
+    user_namespaces_of(fs::read_to_string(path).ok().as_deref().map(str::trim))
+}
+
+/// `most` is what the sysctl says, if it is there.
+fn user_namespaces_of(most: Option<&str>) -> Finding {
+    match most {
+        None => Bad("this kernel is built without CONFIG_USER_NS: use one that has it".into()),
+        Some("0") => Bad(
+            "forbidden, so that no VMM can be locked up: sysctl user.max_user_namespaces=1, or more"
+                .into(),
+        ),
+        // Each VMM has a user id of its own, and the limit is one of each user.
+        Some(most) => Good(format!("up to {most} of each user, one is enough")),
+    }
+}
+
+/// Whether the VMM's jail has the layer that some kernels lack.
+pub fn landlock() -> Finding {
+    match vmm::landlock::version() {
+        Ok(Some(version)) => Good(format!("version {version}")),
+        Ok(None) => Poor(
+            "this kernel has none, or is booted without it: VMMs have one layer less around them; \
+             if CONFIG_SECURITY_LANDLOCK is there, add landlock to the kernel's `lsm=`"
+                .into(),
+        ),
+        Err(error) => Poor(format!("cannot be asked for its version: {error}")),
+    }
+}
+
 pub fn data_dir(dir: &Path) -> Finding {
     let failed = |error: &dyn std::fmt::Display| {
         Bad(format!(
@@ -318,6 +350,16 @@ mod tests {
         assert!(version("5.10.0").unwrap() < LINK_KERNEL);
         assert!(version("6.12").unwrap() > LINK_KERNEL);
         assert_eq!(version("next"), None);
+    }
+
+    #[test]
+    fn user_namespaces_may_be_missing_or_forbidden() {
+        assert!(matches!(user_namespaces_of(None), Bad(_)));
+        let Bad(text) = user_namespaces_of(Some("0")) else {
+            panic!("forbidden ones are no trouble");
+        };
+        assert!(text.contains("sysctl user.max_user_namespaces"), "{text}");
+        assert!(matches!(user_namespaces_of(Some("1")), Good(_)));
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub fn run(config: Option<&Path>) -> ExitCode {
         ("cgroup", checks::cgroup()),
         ("tun", checks::tun()),
         ("bpf", checks::bpf()),
+        ("user namespaces", checks::user_namespaces()),
+        ("landlock", checks::landlock()),
         ("data directory", checks::data_dir(&config.data_dir)),
         ("state directory", checks::state_dir(&config.state_dir)),
         ("shim", checks::shim_binary()),
