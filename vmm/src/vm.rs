@@ -208,7 +208,7 @@ impl Vm {
     /// Puts a VM together from a valid spec, to go on from a snapshot of one with the
     /// same spec.
     pub fn restore(spec: &VmSpec, files: RestoreFiles<OwnedFd>) -> Result<Self, VmError> {
-        let snapshot = Snapshot::read(File::from(files.state))?;
+        let snapshot = Snapshot::read(&File::from(files.state))?;
         snapshot.check(spec)?;
         let memory = File::from(files.memory);
         snapshot.check_memory(&memory)?;

@@ -6,7 +6,8 @@
 mod envelope;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
@@ -83,9 +84,11 @@ impl Snapshot {
     }
 
     /// Reads it, if it is whole and of this version.
-    pub fn read(file: File) -> Result<Self, SnapshotError> {
-        let mut sealed = Vec::new();
-        file.take(MAX_STATE).read_to_end(&mut sealed)?;
+    pub fn read(file: &File) -> Result<Self, SnapshotError> {
+        let length = file.metadata()?.len().min(MAX_STATE);
+        let mut sealed = vec![0; length as usize];
+        // Not from where it stands: it may have been read for another VM.
+        file.read_exact_at(&mut sealed, 0)?;
         Ok(postcard::from_bytes(envelope::open(&sealed)?)?)
     }
 
