@@ -8,7 +8,8 @@ pub const BUNDLES: &str = "bundles of tasks";
 pub const KINDS: [(&str, &str); 9] = [
     (
         "processes",
-        "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *joey*|*mkfs.*|*virtiofsd*) readlink $p/exe;; esac; done",
+        // VMs that wait for a pod are nobody's; there is a socket for each.
+        "for p in /proc/[0-9]*; do case $(readlink $p/exe) in *joey*|*mkfs.*|*virtiofsd*) grep -q :/joey-pool/ $p/cgroup && ls /run/joey/.pool/*/${p#/proc/}.* >/dev/null || readlink $p/exe;; esac; done",
     ),
     (
         "mounts",
@@ -26,11 +27,11 @@ pub const KINDS: [(&str, &str); 9] = [
     ),
     (
         "cgroups",
-        "find /sys/fs/cgroup -mindepth 1 -type d | grep -v /init",
+        "find /sys/fs/cgroup -mindepth 1 -type d | grep -v -e /init -e ^/sys/fs/cgroup/joey-pool",
     ),
     (
         "sockets and state",
-        "find /run/joey /run/containerd/s /run/containerd/io.containerd.sandbox.controller.v1.shim -mindepth 2",
+        "find /run/joey /run/containerd/s /run/containerd/io.containerd.sandbox.controller.v1.shim -mindepth 2 | grep -v -e ^/run/joey/.templates/ -e ^/run/joey/.pool/",
     ),
     (
         BUNDLES,

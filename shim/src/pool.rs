@@ -199,8 +199,10 @@ pub fn count(config: &Config, key: &str) -> usize {
     spares(&place(config, key)).count()
 }
 
-/// Ends all spare VMs; returns how many there were. Blocks.
+/// Ends all spare VMs; returns how many there were. Blocks while others are added.
 pub fn drain(config: &Config) -> usize {
+    // Without the lock some may come back, which are no worse than those.
+    let _lock = ByteLock::acquire(&config.state_dir.join(LOCK), 0);
     let mut count = 0;
     for place in places(config) {
         for spare in spares(&place) {

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use crate::bootstrap::{address, socket_path};
 use crate::events::{Containerd, Publisher};
 use crate::logging;
+use crate::sandbox::next;
 use crate::service::{self, Pod};
 
 /// Where containerd takes events, in our environment.
@@ -92,6 +93,7 @@ async fn serve(flags: &Flags, listener: UnixListener) -> anyhow::Result<()> {
     }
     // Lets the answer to the last request out; containerd may hold others open.
     let _ = timeout(CLOSE_TIME, server.shutdown()).await;
+    next::finish().await;
     Ok(())
 }
 

@@ -35,6 +35,10 @@ pub fn prepare() {
     for handler in ["runc", handler()] {
         drop(Pod::with(handler, json!({})));
     }
+    if Combination::of_this_run().has_vm() {
+        // The first pod has it made, unless it is too short.
+        sh("joeyctl template build");
+    }
 }
 
 /// Runs a script, whatever comes of it.

@@ -18,7 +18,7 @@ pub fn snapshot() -> Snapshot {
 /// gone soon, what leaks stays.
 pub fn settled(before: &Snapshot) {
     let left = || leaks::differences(before, &snapshot());
-    for _ in 0..20 {
+    for _ in 0..120 {
         if left().is_empty() {
             return;
         }

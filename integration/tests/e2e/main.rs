@@ -20,6 +20,7 @@ mod rootless;
 mod shared;
 mod storage;
 mod streams;
+mod templates;
 mod volumes;
 
 use integration::combination::{Combination, Way};
@@ -58,7 +59,8 @@ const BULK: [&str; 3] = [
 
 /// Tests of the VM itself, which say nothing where pods run on the host's kernel, and what
 /// of it they are about.
-const OF_THE_VM: [(&str, &str); 33] = [
+const OF_THE_VM: [(&str, &str); 34] = [
+    ("templates::", "the VM's template"),
     ("jail::", "the VMM"),
     ("pods::kernel_is_the_guests", "the guest's kernel"),
     ("storage::host_holds_one_copy", "images in the VM's window"),
@@ -187,6 +189,7 @@ fn main() {
     let alone = [
         resources::alone(),
         life::alone(),
+        templates::alone(),
         restart::trials(),
         bad_input::trials(),
         faults::trials(),

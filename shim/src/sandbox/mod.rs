@@ -6,6 +6,7 @@ mod console;
 mod containers;
 mod growth;
 mod limits;
+pub mod next;
 mod patience;
 mod processes;
 mod start;

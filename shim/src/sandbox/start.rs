@@ -11,7 +11,7 @@ use containerd_shim_protos::ttrpc;
 use tokio::sync::watch as channel;
 
 use super::growth::{self, Growth};
-use super::{By, Sandbox, watch};
+use super::{By, Sandbox, next, watch};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
@@ -21,12 +21,10 @@ use crate::host::{record, remains};
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
 use crate::pod::{self, PodSpec};
-use crate::pool;
 use crate::process::Process;
 use crate::stages::{self, Stages};
 use crate::streams::Stdio;
 use crate::task_state::TaskState;
-use crate::templates;
 use crate::vm::{Events, Plan, Vm};
 use crate::volumes::Volumes;
 
@@ -87,7 +85,7 @@ impl Sandbox {
         let report = stages.report(&request.id);
         tracing::debug!(stages = report, "sandbox started");
         vm.note(stages::FILE, report.as_bytes());
-        tokio::spawn(prepare_next(request.config.clone(), vm.booted()));
+        tokio::spawn(next::prepare(request.config.clone(), vm.booted()));
         let config = request.config.clone();
         // Nobody waits for it, and it is rarely done.
         tokio::task::spawn_blocking(move || remains::reconcile_sometimes(&config));
@@ -153,17 +151,6 @@ impl Sandbox {
         tokio::spawn(growth::keep(sandbox.clone()));
         sandbox
     }
-}
-
-/// Has the next sandboxes start sooner.
-async fn prepare_next(config: Arc<Config>, booted: bool) {
-    if !config.templates || config.console {
-        return;
-    }
-    if booted {
-        templates::build_in_background(config.clone()).await;
-    }
-    pool::fill(config).await;
 }
 
 /// One message carries everything that the guest needs to know.

@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::recipe::Recipe;
-use super::{MANIFEST, MEMORY, Manifest, STATE, Seal, directory, find, remove};
+use super::{LOCK, MANIFEST, MEMORY, Manifest, STATE, Seal, directory, find, remove};
 use super::{TemplateError, remove_outdated};
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -20,8 +20,6 @@ use crate::vm::{Plan, Vm, shape};
 
 /// Stands for containerd's namespace; no namespace begins with a dot.
 const NAMESPACE: &str = ".template";
-/// Name of the file that is locked by whoever makes or removes templates.
-const LOCK: &str = "templates.lock";
 /// How often, and with which pauses, the guest is asked whether it has closed the
 /// connection of the question.
 const ASKED: u32 = 500;

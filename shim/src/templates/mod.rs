@@ -20,9 +20,13 @@ use sha2::{Digest, Sha256};
 pub use build::{build, build_in_background};
 
 use self::recipe::{Identity, Recipe};
+use crate::host::lock::ByteLock;
 
 /// Their place in the state directory; no namespace of containerd begins with a dot.
 pub const DIRECTORY: &str = ".templates";
+/// Name of the file in the state directory that is locked by whoever makes or removes
+/// templates.
+const LOCK: &str = "templates.lock";
 /// Files of a template.
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
@@ -160,6 +164,17 @@ pub fn list(state_dir: &Path) -> Vec<Listed> {
         .collect();
     found.sort_by(|a, b| a.key.cmp(&b.key));
     found
+}
+
+/// Removes all templates; returns their names. Blocks while one is made.
+///
+/// # Errors
+/// When they cannot be locked, or one cannot be removed.
+pub fn remove_all(state_dir: &Path) -> io::Result<Vec<String>> {
+    let _lock = ByteLock::acquire(&state_dir.join(LOCK), 0)?;
+    let all = list(state_dir).into_iter().map(|one| one.key);
+    all.map(|key| remove(state_dir, &key).map(|()| key))
+        .collect()
 }
 
 /// Removes a template. VMs that were made from it go on.

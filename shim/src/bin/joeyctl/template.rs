@@ -69,9 +69,8 @@ fn list(config: &Config, json: bool) -> anyhow::Result<()> {
 }
 
 fn remove(config: &Config) -> anyhow::Result<()> {
-    for one in templates::list(&config.state_dir) {
-        templates::remove(&config.state_dir, &one.key)?;
-        println!("removed {}", one.key);
+    for key in templates::remove_all(&config.state_dir)? {
+        println!("removed {key}");
     }
     let ended = pool::drain(config);
     if ended > 0 {
