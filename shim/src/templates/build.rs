@@ -70,6 +70,10 @@ async fn build_locked(config: &Arc<Config>, _lock: ByteLock) -> Result<(String, 
     if let Ok(Some(_)) = find(&config.state_dir, &recipe) {
         return Ok((key, false));
     }
+    // Files that are there may be mapped by VMs: they are replaced, never written to.
+    remove(&config.state_dir, &key).map_err(|error| {
+        Error::Failed(format!("cannot remove what is left of a template: {error}"))
+    })?;
     for key in remove_outdated(&config.state_dir) {
         tracing::info!(key, "removed a template whose kernel, agent or VMM is gone");
     }

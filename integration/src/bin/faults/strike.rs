@@ -58,6 +58,12 @@ pub struct Striker {
     is_containerds: bool,
 }
 
+/// Whether a VMM waits for a pod, or makes a template.
+fn is_spare(pid: i32) -> bool {
+    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    cgroup.contains("/joey-pool") || cgroup.contains("/joey-template")
+}
+
 impl Striker {
     /// Spares what runs now.
     pub fn new(handler: &str) -> Striker {
@@ -113,6 +119,10 @@ impl Striker {
 
     fn find(&self, target: Target) -> Option<i32> {
         let found = running(self.program(target));
-        found.into_iter().find(|pid| !self.others.contains(pid))
+        // VMs that wait for a pod are struck too, but none of them is the guest that is
+        // to panic.
+        found
+            .into_iter()
+            .find(|pid| !self.others.contains(pid) && (target != Target::Guest || !is_spare(*pid)))
     }
 }

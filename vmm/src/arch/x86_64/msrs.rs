@@ -80,7 +80,20 @@ pub fn save(vcpu: &VcpuFd, indices: &[u32]) -> Result<SavedMsrs, KvmError> {
         // KVM stops at the first that the vCPU does not have.
         rest = rest.get(read + 1..).unwrap_or_default();
     }
+    rearm(&mut saved);
     Ok(SavedMsrs(saved))
+}
+
+/// A timer whose deadline passed while the vCPU stood still reads as none, though the guest
+/// has not had its interrupt: it is due at once.
+fn rearm(saved: &mut [(u32, u64)]) {
+    let now = saved.iter().find(|(index, _)| *index == MSR_IA32_TSC);
+    let now = now.map_or(0, |(_, value)| *value);
+    for (index, value) in saved {
+        if *index == MSR_IA32_TSC_DEADLINE && *value == 0 {
+            *value = now;
+        }
+    }
 }
 
 /// Sets the registers of a new vCPU.
@@ -107,4 +120,19 @@ pub fn restore(vcpu: &VcpuFd, saved: &SavedMsrs) -> Result<(), KvmError> {
         rest = rest.get(done + 1..).unwrap_or_default();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_that_is_overdue_fires_at_once() {
+        let mut saved = [(MSR_IA32_TSC, 77), (1, 0), (MSR_IA32_TSC_DEADLINE, 0)];
+        rearm(&mut saved);
+        assert_eq!(saved[1..], [(1, 0), (MSR_IA32_TSC_DEADLINE, 77)]);
+        let mut armed = [(MSR_IA32_TSC, 77), (MSR_IA32_TSC_DEADLINE, 99)];
+        rearm(&mut armed);
+        assert_eq!(armed[1], (MSR_IA32_TSC_DEADLINE, 99));
+    }
 }

@@ -88,6 +88,7 @@ impl Vsock {
         let mut connections = self.connections.values();
         SavedVsock {
             guest_ready: self.guest_ready,
+            next_port: self.next_port,
             connected: connections.any(Connection::known_to_guest),
         }
     }
@@ -101,6 +102,7 @@ impl Vsock {
     /// Goes on from a saved device.
     pub fn restore(&mut self, saved: SavedVsock) {
         self.guest_ready = saved.guest_ready;
+        self.next_port = saved.next_port.max(FIRST_HOST_PORT);
         self.reset_news = saved.connected;
     }
 
@@ -692,5 +694,30 @@ mod tests {
         assert!(bench.device.connections.is_empty());
         drop(waiting);
         assert!(!bench.device.process_queues());
+    }
+
+    #[test]
+    fn a_restored_device_takes_no_port_again_and_says_that_all_is_gone() {
+        let mut bench = Bench::new("before");
+        bench.send(op::REQUEST, 77, READY_PORT, 0, &[]);
+        assert!(bench.device.take_ready());
+        let _client = bench.client(9);
+        bench.device.process_sockets();
+        let saved = bench.device.save();
+        assert!(saved.guest_ready && saved.connected);
+        assert_eq!(saved.next_port, FIRST_HOST_PORT + 1);
+
+        let mut after = Bench::new("after");
+        after.device.restore(saved);
+        after.driver.queues[2].add(&[], &[(PACKET, 4)]);
+        let _client = after.client(9);
+        after.device.process_sockets();
+        let requests = after.received();
+        assert_eq!(requests[0].0.op, op::REQUEST);
+        assert_eq!(requests[0].0.src_port, FIRST_HOST_PORT + 1);
+        assert_eq!(after.driver.queues[2].used().map(|used| used.1), Some(4));
+        assert_eq!(after.driver.read(PACKET, 4), TRANSPORT_RESET.to_le_bytes());
+        after.device.process_queues();
+        assert!(after.driver.queues[2].used().is_none());
     }
 }

@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 pub struct SavedVsock {
     /// The guest has said that it is ready.
     pub guest_ready: bool,
+    /// The host's port of the next connection: of an earlier one the guest may still send
+    /// something, which must not be taken for the new one's.
+    pub next_port: u32,
     /// The guest knows connections, which are gone after a restore.
     pub connected: bool,
 }
