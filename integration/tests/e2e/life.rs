@@ -248,7 +248,7 @@ fn node_tools_tell() {
         ),
         "# TYPE joey_vmm_net_sent_bytes_total counter".into(),
         "joey_shim_requests_total{".into(),
-        "joey_node_sandbox_start_stage_seconds_bucket{stage=\"boot\"".into(),
+        "joey_node_sandbox_start_stage_seconds_bucket{stage=\"configure\"".into(),
     ] {
         assert!(metrics.contains(&part), "no {part} in: {metrics}");
     }
