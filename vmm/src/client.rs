@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -115,16 +116,7 @@ impl Vmm {
             },
         )
         .map_err(failed)?;
-        Ok(Self {
-            child,
-            control,
-            events,
-            broken: false,
-            hurried: false,
-            owes: false,
-            parked: false,
-            outlets: None,
-        })
+        Ok(Self::new(child, control, events))
     }
 
     /// Leaves a VMM that has a VM, which has not run yet, to whoever connects first to a
@@ -162,22 +154,29 @@ impl Vmm {
         let control = Channel::connect(path).map_err(failed)?;
         control.set_timeout(ANSWER_TIMEOUT).map_err(failed)?;
         let (events, theirs) = UnixStream::pair().map_err(failed)?;
-        Ok(Self {
-            child: Child {
-                pid: i32::try_from(pid).map_err(|_| ClientError::Died)?,
-                pidfd,
-            },
+        let child = Child {
+            pid: i32::try_from(pid).map_err(|_| ClientError::Died)?,
+            pidfd,
+        };
+        let mut vmm = Self::new(child, control, events);
+        vmm.outlets = Some(Outlets {
+            events: theirs.into(),
+            log: log.into(),
+        });
+        Ok(vmm)
+    }
+
+    fn new(child: Child, control: Channel, events: UnixStream) -> Self {
+        Self {
+            child,
             control,
             events,
             broken: false,
             hurried: false,
             owes: false,
             parked: false,
-            outlets: Some(Outlets {
-                events: theirs.into(),
-                log: log.into(),
-            }),
-        })
+            outlets: None,
+        }
     }
 
     /// Bounds the wait for each answer; a minute unless told.
@@ -500,8 +499,12 @@ pub fn reap(pidfd: BorrowedFd<'_>) -> io::Result<bool> {
 
 /// What a TAP of this host can offload: what the NICs of its VMs are given.
 pub fn offloads() -> Offloads {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    offloads_of(&release)
+    // The kernel stays the same, and a start asks for this several times.
+    static OFFLOADS: OnceLock<Offloads> = OnceLock::new();
+    *OFFLOADS.get_or_init(|| {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        offloads_of(&release)
+    })
 }
 
 fn offloads_of(release: &str) -> Offloads {

@@ -9,6 +9,7 @@ pub mod arch;
 pub mod boot;
 pub mod channel;
 pub mod client;
+pub mod commands;
 pub mod cpus;
 pub mod devices;
 pub mod files;

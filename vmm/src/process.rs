@@ -167,14 +167,19 @@ fn start(
         ram,
         kernel,
     } = vm;
-    let scratch = Arc::clone(&disks.scratch.device);
+    let machine = Machine {
+        cpus: Cpus::start(made, spec.vcpus, &factory, &stop)?,
+        spec,
+        factory,
+        scratch: Arc::clone(&disks.scratch.device),
+        net: Arc::clone(&peripherals.net.device),
+        vsock: Arc::clone(&peripherals.vsock.device),
+        balloon: Arc::clone(&memory.balloon.device),
+        mem: Arc::clone(&memory.mem.device),
+        ran: false,
+    };
     storage::serve_disks(disks, &stop)?;
-    let cpus = Cpus::start(made, spec.vcpus, &factory, &stop)?;
     let storage = Storage::start(spares, &stop)?;
-    let (balloon_device, mem_device) = (
-        Arc::clone(&memory.balloon.device),
-        Arc::clone(&memory.mem.device),
-    );
     let memory = Memory::start(memory, &stop)?;
     let mut owner = Owner {
         control,
@@ -185,17 +190,7 @@ fn start(
         counters,
         ram,
         kernel,
-        machine: Machine {
-            spec,
-            cpus,
-            factory,
-            scratch,
-            net: Arc::clone(&peripherals.net.device),
-            vsock: Arc::clone(&peripherals.vsock.device),
-            balloon: balloon_device,
-            mem: mem_device,
-            ran: false,
-        },
+        machine,
         parked: None,
         stop,
     };
@@ -263,15 +258,14 @@ impl Owner {
         Ok(!stop)
     }
 
-    fn carry_out(&mut self, action: Action, mut files: Vec<OwnedFd>) -> Result<Reply, String> {
+    fn carry_out(&mut self, action: Action, files: Vec<OwnedFd>) -> Result<Reply, String> {
         match action {
             Action::Boot(_) | Action::Restore(_) => {
                 return Err("there is a VM already: start another joey-vmm".into());
             }
             Action::Park { seconds } => {
-                let (Some(listener), true) = (files.pop(), files.is_empty()) else {
-                    return Err("park takes exactly one descriptor, a listening socket".into());
-                };
+                let listener =
+                    only(files).ok_or("park takes exactly one descriptor, a listening socket")?;
                 if self.machine.ran {
                     return Err("the VM runs: it has its owner".into());
                 }
@@ -303,9 +297,7 @@ impl Owner {
                 self.machine.save(self.ram, memory, state)?;
             }
             Action::MapImage { offset, length } => {
-                let (Some(file), true) = (files.pop(), files.is_empty()) else {
-                    return Err("map_image takes exactly one descriptor".into());
-                };
+                let file = only(files).ok_or("map_image takes exactly one descriptor")?;
                 self.window
                     .map(offset, length, File::from(file))
                     .map_err(|error| error.to_string())?;
@@ -325,9 +317,7 @@ impl Owner {
             }
             Action::DetachFs => self.storage.detach_fs()?,
             Action::AttachDisk { size, read_only } => {
-                let (Some(file), true) = (files.pop(), files.is_empty()) else {
-                    return Err("attach_disk takes exactly one descriptor".into());
-                };
+                let file = only(files).ok_or("attach_disk takes exactly one descriptor")?;
                 let file = File::from(file);
                 return self.storage.attach_disk(file, size, read_only);
             }
@@ -345,6 +335,12 @@ impl Owner {
         }
         Ok(Reply::Done)
     }
+}
+
+/// The descriptor of an action that carries one.
+fn only(files: Vec<OwnedFd>) -> Option<OwnedFd> {
+    let [file] = <[OwnedFd; 1]>::try_from(files).ok()?;
+    Some(file)
 }
 
 /// What the devices thread waits for.

@@ -4,12 +4,11 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
 
 use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::commands::{Answer, Commands, Incoming, commands};
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::mem::Mem;
 use crate::kvm::MemorySlots;
@@ -19,9 +18,6 @@ use crate::seccomp::ThreadKind;
 use crate::sys;
 use crate::vcpu::Stop;
 use crate::vm::Slot;
-
-/// How long the owner waits for the thread.
-const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What guest memory is resized by.
 pub struct MemoryDevices {
@@ -35,14 +31,9 @@ pub struct MemoryDevices {
 
 /// The owner's side.
 pub struct Memory {
-    commands: SyncSender<(Command, Answer)>,
-    /// Written when there is a command.
-    call: EventFd,
+    commands: Commands<(Command, Answer<()>)>,
     reached: EventFd,
 }
-
-/// Where the outcome of a command goes.
-type Answer = SyncSender<Result<(), String>>;
 
 /// Asked of the thread.
 enum Command {
@@ -55,22 +46,17 @@ enum Command {
 impl Memory {
     /// Starts the thread.
     pub fn start(devices: MemoryDevices, stop: &Arc<Stop>) -> io::Result<Self> {
-        let (commands, incoming) = sync_channel(1);
-        let (call, reached) = (sys::event()?, sys::event()?);
+        let (commands, incoming) = commands()?;
+        let reached = sys::event()?;
         let thread = Thread {
             epoll: Epoll::new()?,
             devices,
-            call: call.try_clone()?,
             reached: reached.try_clone()?,
             incoming,
         };
         thread.listen()?;
         spawn("memory", ThreadKind::Memory, stop, move || thread.serve())?;
-        Ok(Self {
-            commands,
-            call,
-            reached,
-        })
+        Ok(Self { commands, reached })
     }
 
     /// Readable when the guest has the memory that was asked for last.
@@ -98,17 +84,7 @@ impl Memory {
 
     fn ask(&self, command: Command) -> Result<(), String> {
         let busy = "the VM gives memory back just now: ask again";
-        let (answer, answered) = sync_channel(1);
-        match self.commands.try_send((command, answer)) {
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                return Err(busy.into());
-            }
-            Ok(()) => again_if(true, &self.call),
-        }
-        match answered.recv_timeout(TIMEOUT) {
-            Ok(result) => result,
-            Err(_) => Err(busy.into()),
-        }
+        self.commands.ask(busy, |answer| (command, answer))
     }
 }
 
@@ -125,9 +101,8 @@ impl Token {
 struct Thread {
     epoll: Epoll,
     devices: MemoryDevices,
-    call: EventFd,
     reached: EventFd,
-    incoming: Receiver<(Command, Answer)>,
+    incoming: Incoming<(Command, Answer<()>)>,
 }
 
 impl Thread {
@@ -136,7 +111,7 @@ impl Thread {
         for (fd, token) in [
             (balloon.kick.as_raw_fd(), Token::BALLOON),
             (mem.kick.as_raw_fd(), Token::MEM),
-            (self.call.as_raw_fd(), Token::CALL),
+            (self.incoming.call.as_raw_fd(), Token::CALL),
         ] {
             add(&self.epoll, fd, EventSet::IN, token)?;
         }
@@ -160,14 +135,12 @@ impl Thread {
     }
 
     fn obey(&mut self) {
-        // Only the counter's reset matters, not its value.
-        let _ = self.call.read();
         let MemoryDevices {
             balloon,
             mem,
             slots,
         } = &mut self.devices;
-        for (command, answer) in self.incoming.try_iter() {
+        for (command, answer) in self.incoming.take() {
             let result = match command {
                 Command::Resize(bytes) => lock(&mem.device)
                     .resize(bytes, |piece| slots.add(piece))

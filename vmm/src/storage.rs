@@ -4,25 +4,20 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::action::Reply;
+use crate::commands::{Answer, Commands, Incoming, commands};
 use crate::devices::virtio::block::{AttachError, Block, Disk, FileDisk};
 use crate::devices::virtio::fs::{Backend, Fs};
 use crate::poll::{add, again_if, lock, remove, serve_kick, spawn, wait};
 use crate::seccomp::ThreadKind;
 use crate::slots::{FS, SPARE_DISKS, platform_device};
-use crate::sys;
 use crate::vcpu::Stop;
 use crate::vm::{Disks, Slot, Spares};
-
-/// How long the owner waits for the thread of the volumes, which may be stuck in a disk.
-const VOLUMES_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Starts the thread of window and scratch: what it does may block for long.
 pub fn serve_disks(disks: Disks, stop: &Arc<Stop>) -> io::Result<()> {
@@ -48,9 +43,7 @@ pub struct Storage {
     fs_epoll: Arc<Epoll>,
     fs_lost: EventFd,
     disks: Vec<Arc<Mutex<Block>>>,
-    commands: SyncSender<Command>,
-    /// Written when there is a command.
-    call: EventFd,
+    volumes: Commands<Command>,
 }
 
 impl Storage {
@@ -65,12 +58,10 @@ impl Storage {
         spawn("fs", ThreadKind::Fs, stop, move || serve_fs(&epoll, &fs))?;
 
         let devices = disks.iter().map(|slot| Arc::clone(&slot.device)).collect();
-        let (commands, incoming) = sync_channel(1);
-        let call = sys::event()?;
+        let (commands, incoming) = commands()?;
         let volumes = Volumes {
             epoll: Epoll::new()?,
             disks,
-            call: call.try_clone()?,
             incoming,
         };
         volumes.listen()?;
@@ -82,8 +73,7 @@ impl Storage {
             fs_epoll,
             fs_lost,
             disks: devices,
-            commands,
-            call,
+            volumes: commands,
         })
     }
 
@@ -180,22 +170,9 @@ impl Storage {
     /// Has the thread of the volumes do something.
     fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, String> {
         let stuck = "a volume's disk hangs, so that no other can be attached or detached now";
-        let (answer, answered) = sync_channel(1);
-        match self.commands.try_send(command(answer)) {
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                return Err(stuck.into());
-            }
-            Ok(()) => again_if(true, &self.call),
-        }
-        match answered.recv_timeout(VOLUMES_TIMEOUT) {
-            Ok(result) => result,
-            Err(_) => Err(stuck.into()),
-        }
+        self.volumes.ask(stuck, command)
     }
 }
-
-/// Where the outcome of a command goes.
-type Answer<T> = SyncSender<Result<T, String>>;
 
 /// Asked of the thread of the volumes: it may be in the middle of a disk's work, and it
 /// opens and closes what may block.
@@ -208,8 +185,7 @@ enum Command {
 struct Volumes {
     epoll: Epoll,
     disks: Vec<Slot<Block>>,
-    call: EventFd,
-    incoming: Receiver<Command>,
+    incoming: Incoming<Command>,
 }
 
 impl Volumes {
@@ -220,7 +196,12 @@ impl Volumes {
         for (token, slot) in (0..).zip(&self.disks) {
             add(&self.epoll, slot.kick.as_raw_fd(), EventSet::IN, token)?;
         }
-        add(&self.epoll, self.call.as_raw_fd(), EventSet::IN, Self::CALL)
+        add(
+            &self.epoll,
+            self.incoming.call.as_raw_fd(),
+            EventSet::IN,
+            Self::CALL,
+        )
     }
 
     fn serve(self) -> io::Result<String> {
@@ -237,9 +218,7 @@ impl Volumes {
     }
 
     fn obey(&self) {
-        // Only the counter's reset matters, not its value.
-        let _ = self.call.read();
-        for command in self.incoming.try_iter() {
+        for command in self.incoming.take() {
             match command {
                 Command::Attach(disk, answer) => {
                     let result = self.attach(disk);

@@ -61,14 +61,7 @@ impl GuestRam {
             .push(*self, address, part)
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let whole = 0..source.len();
-        let mut done = 0;
-        while done < whole.end {
-            match source.write_at(file, done..whole.end, offset + done as u64)? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                count => done += count,
-            }
-        }
-        Ok(())
+        source.write_all_at(file, whole, offset)
     }
 }
 

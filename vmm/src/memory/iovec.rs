@@ -188,6 +188,24 @@ impl IoVec {
         })
     }
 
+    /// Writes a whole range to `file` at `offset`.
+    pub fn write_all_at(
+        &mut self,
+        file: BorrowedFd<'_>,
+        range: Range<usize>,
+        offset: u64,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while range.start + done < range.end {
+            let rest = range.start + done..range.end;
+            match self.write_at(file, rest, offset + done as u64)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                count => done += count,
+            }
+        }
+        Ok(())
+    }
+
     /// Reads once from a stream or packet device into a range.
     pub fn read(&mut self, file: BorrowedFd<'_>, range: Range<usize>) -> io::Result<usize> {
         self.call(range, |parts, count| {

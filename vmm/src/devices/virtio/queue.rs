@@ -71,6 +71,25 @@ impl Ring {
         true
     }
 
+    /// Has `serve` carry out requests until there is none, and looks for one at most so many
+    /// times, so that others get their turn; `true`: there may be more. What `serve` has
+    /// taken it gives back.
+    pub fn each(
+        &mut self,
+        most: usize,
+        chain: &mut Chain,
+        mut serve: impl FnMut(&mut Self, &mut Chain),
+    ) -> bool {
+        for _ in 0..most {
+            if self.pop(chain) {
+                serve(self, chain);
+            } else if !self.enable_kicks() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Puts the request taken last back; as often as requests were taken.
     pub fn unpop(&mut self) {
         self.queue.go_to_previous_position();

@@ -72,24 +72,16 @@ impl Balloon {
 
     fn serve_queue(&mut self, index: usize, ring: &mut Ring) -> bool {
         let mut chain = std::mem::take(&mut self.chain);
-        let mut more = true;
-        for _ in 0..QUEUE_SIZE {
-            if !ring.pop(&mut chain) {
-                more = ring.enable_kicks();
-                if !more {
-                    break;
-                }
-                continue;
-            }
+        let more = ring.each(QUEUE_SIZE.into(), &mut chain, |ring, chain| {
             match index {
-                INFLATE => self.inflate(&chain),
-                DEFLATE => self.deflate(&chain),
-                REPORTING => self.report(&chain),
+                INFLATE => self.inflate(chain),
+                DEFLATE => self.deflate(chain),
+                REPORTING => self.report(chain),
                 _ => {}
             }
             // Nothing is written to the guest's buffers.
             ring.push(chain.head, 0);
-        }
+        });
         self.chain = chain;
         more
     }

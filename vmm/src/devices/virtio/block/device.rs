@@ -114,20 +114,12 @@ impl Block {
             return false;
         };
         let mut chain = std::mem::take(&mut self.chain);
-        let mut more = true;
         ring.disable_kicks();
-        for _ in 0..QUEUE_SIZE {
-            if !ring.pop(&mut chain) {
-                more = ring.enable_kicks();
-                if !more {
-                    break;
-                }
-                continue;
-            }
-            let written = self.serve(&mut chain);
+        let more = ring.each(QUEUE_SIZE.into(), &mut chain, |ring, chain| {
+            let written = self.serve(chain);
             ring.push(chain.head, written);
             ring.notify(&interrupt);
-        }
+        });
         self.chain = chain;
         self.live = Some((ring, interrupt));
         more

@@ -65,15 +65,7 @@ impl Disk for FileDisk {
     }
 
     fn write(&self, buffer: &mut IoVec, range: Range<usize>, offset: u64) -> io::Result<()> {
-        let mut done = 0;
-        while range.start + done < range.end {
-            let rest = range.start + done..range.end;
-            match buffer.write_at(self.file.as_fd(), rest, offset + done as u64)? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                count => done += count,
-            }
-        }
-        Ok(())
+        buffer.write_all_at(self.file.as_fd(), range, offset)
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -109,17 +109,10 @@ impl Net {
 
     fn transmit(&mut self, live: &mut Live) -> bool {
         live.transmit.disable_kicks();
-        let mut more = true;
-        for _ in 0..BATCH {
-            if !live.transmit.pop(&mut self.chain) {
-                more = live.transmit.enable_kicks();
-                if !more {
-                    break;
-                }
-                continue;
-            }
-            let sent = self.send();
-            live.transmit.push(self.chain.head, 0);
+        let mut chain = std::mem::take(&mut self.chain);
+        let more = live.transmit.each(BATCH, &mut chain, |ring, chain| {
+            let sent = self.send(&mut chain.readable);
+            ring.push(chain.head, 0);
             match sent {
                 Some(bytes) => {
                     self.counters.sent_packets.add(1);
@@ -127,14 +120,14 @@ impl Net {
                 }
                 None => self.counters.dropped.add(1),
             }
-        }
+        });
+        self.chain = chain;
         live.transmit.notify(&live.interrupt);
         more
     }
 
-    /// Sends the packet of the current chain; `None` when it is dropped, as a wire does.
-    fn send(&mut self) -> Option<usize> {
-        let packet = &mut self.chain.readable;
+    /// Sends a packet; `None` when it is dropped, as a wire does.
+    fn send(&self, packet: &mut IoVec) -> Option<usize> {
         let length = packet.len();
         if !(MIN_PACKET..=MAX_PACKET).contains(&length) {
             return None;
