@@ -117,18 +117,6 @@ impl GuestRam {
         }))))
     }
 
-    /// Gives it the content of a file ([`Self::save`]), which is mapped private: pages that
-    /// the guest does not write to are the page cache's, shared with all others. Returns
-    /// where the file goes on with what is not guest memory yet.
-    pub fn load(&self, file: BorrowedFd<'_>) -> Result<u64, MemoryError> {
-        let mut offset = 0;
-        for (start, length, _) in self.regions() {
-            self.map_file(file, offset, start, length)?;
-            offset += length;
-        }
-        Ok(offset)
-    }
-
     /// End of the memory that starts at address 0.
     pub fn low_end(&self) -> u64 {
         self.iter().next().map_or(0, GuestMemoryRegion::len)
