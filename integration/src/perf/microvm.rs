@@ -1,15 +1,12 @@
-//! One microVM without containerd: ours until the agent answers, Firecracker's
-//! until its init runs.
+//! One microVM of ours without containerd, until its agent answers.
 
 use std::io::BufRead;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use serde_json::json;
 use vmm::{BootFiles, Event, VmSpec, Vmm};
 
 use super::report::Run;
@@ -26,58 +23,6 @@ pub struct Parts<'a> {
     pub directory: &'a Path,
     /// Guest memory in MiB.
     pub memory_mib: u32,
-}
-
-/// Spawn of a Firecracker to the moment that its init dials the host. The same
-/// kernel as ours, `initramfs` with a minimal init, no network and no disk.
-pub fn firecracker_boot(firecracker: &Path, parts: &Parts, limit: Duration) -> anyhow::Result<Run> {
-    let socket = parts.directory.join("fc.vsock");
-    let doorbell = parts.directory.join("fc.vsock_1");
-    for stale in [&socket, &doorbell] {
-        let _ = std::fs::remove_file(stale);
-    }
-    let listener = UnixListener::bind(&doorbell).context("doorbell socket")?;
-    let config = parts.directory.join("fc.json");
-    std::fs::write(
-        &config,
-        json!({
-            "boot-source": {
-                "kernel_image_path": parts.kernel,
-                "initrd_path": parts.initramfs,
-                "boot_args": "reboot=k panic=-1 nomodule quiet i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce",
-            },
-            "machine-config": {"vcpu_count": 1, "mem_size_mib": parts.memory_mib},
-            "drives": [],
-            "vsock": {"guest_cid": 3, "uds_path": socket},
-        })
-        .to_string(),
-    )?;
-    let begin = Instant::now();
-    let mut child = Command::new(firecracker)
-        .args(["--no-api", "--no-seccomp", "--config-file"])
-        .arg(&config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .with_context(|| format!("cannot run {}", firecracker.display()))?;
-    let rang = wait_readable(&listener, limit);
-    let total = begin.elapsed();
-    child.kill()?;
-    child.wait()?;
-    if !rang? {
-        bail!("Firecracker's guest did not reach its init in {limit:?}");
-    }
-    Ok(Run {
-        total,
-        stages: Vec::new(),
-    })
-}
-
-fn wait_readable(listener: &UnixListener, limit: Duration) -> anyhow::Result<bool> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-    Ok(poll(&mut fds, PollTimeout::try_from(limit)?)? == 1)
 }
 
 /// Spawn of `joey-vmm` to the agent's answer over vsock: what a cold sandbox costs

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 pub struct Findings {
     /// `sandbox_start.json`.
     pub start: Report,
-    /// `oci_life.json`.
-    pub oci: OciReport,
-    /// `sandbox_cost.json`.
-    pub cost: Cost,
+    /// `oci_life.json`, where it was asked for.
+    pub oci: Option<OciReport>,
+    /// `sandbox_cost.json`, likewise.
+    pub cost: Option<Cost>,
 }
 
 /// Create, start and delete of `true` by the command lines of OCI runtimes.
