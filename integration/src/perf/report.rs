@@ -41,16 +41,16 @@ pub struct Report {
     pub cases: BTreeMap<String, Case>,
 }
 
-/// Host memory of one sandbox of several, in bytes.
+/// Host memory of one sandbox, in bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Cost {
     /// The VMM without its guest's memory.
     pub vmm: u64,
     /// The shim.
     pub shim: u64,
-    /// What the guest has touched, beyond the files that all guests share.
+    /// What the guest has written to.
     pub guest_private: u64,
-    /// Pages of VMM, shim and guest that other processes map too.
+    /// Pages of files that VMM, shim and guest have mapped, as other sandboxes have.
     pub shared: u64,
 }
 

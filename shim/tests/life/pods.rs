@@ -151,6 +151,13 @@ async fn sandbox_api() {
     let metrics = api.sandbox_metrics(call(), &request).await.unwrap().metrics;
     assert_eq!(metrics.id, "s1");
     assert_eq!(metrics.data.type_url, "io.containerd.cgroups.v2.Metrics");
+    let data = Metrics::parse_from_bytes(&metrics.data.value).unwrap();
+    let numbers: Vec<u32> = data
+        .unknown_fields()
+        .iter()
+        .map(|(number, _)| number)
+        .collect();
+    assert_eq!(numbers, [shim::metrics::MEMORY_FIELD]);
 
     // Containers are tasks; the sandbox is none.
     let spec = container_spec(json!(["exit", "3"]), Some(started.pid));
@@ -529,6 +536,21 @@ async fn told() {
     for name in ["joey_shim_requests_total", "joey_vmm_net_sent_bytes_total"] {
         assert!(names.contains(&name), "{names:?}");
     }
+    let memory = |part: &str| {
+        let families = metrics.families.iter();
+        let mut samples = families
+            .filter(|family| family.name == "joey_sandbox_memory_bytes")
+            .flat_map(|family| &family.samples);
+        samples
+            .find(|sample| sample.labels["part"] == part)
+            .unwrap()
+            .value
+    };
+    for part in ["vmm", "shim", "shared"] {
+        assert!(memory(part) > 4096.0, "{part}: {}", memory(part));
+    }
+    // The played VMM has no guest.
+    assert_eq!(memory("guest_private"), 0.0);
     let log = tools.kernel_log(call(), &Empty::new()).await.unwrap();
     assert_eq!(log.text, "[    1.000000] the kernel said this\n");
     end(&node, shim).await;

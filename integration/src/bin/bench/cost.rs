@@ -1,4 +1,4 @@
-//! Memory of a sandbox with one container, beside a sandbox like it.
+//! Memory of a sandbox with one container.
 
 use anyhow::Context;
 use integration::cri::{Cri, Pod, PodPlan};
@@ -13,22 +13,19 @@ use crate::rounds::{LIMIT, Rounds};
 pub async fn measure(rounds: &mut Rounds, cri: &mut Cri) -> anyhow::Result<Cost> {
     rounds
         .once("cost of a sandbox", async |attempt| {
-            let mut pods = Vec::new();
-            let cost = timeout(2 * LIMIT, of_one(cri, attempt, &mut pods)).await;
-            for pod in pods {
-                cri.end_pod(&pod.id).await?;
-            }
-            cost.context("two sandboxes")?
+            let plan = PodPlan::new("joey", &format!("cost-{attempt}"), false);
+            let pod = timeout(LIMIT, cri.run_pod(&plan))
+                .await
+                .context("start")??;
+            let cost = timeout(LIMIT, with_container(cri, &pod)).await;
+            cri.end_pod(&pod.id).await?;
+            cost.context("container")?
         })
         .await
 }
 
-async fn of_one(cri: &mut Cri, attempt: usize, pods: &mut Vec<Pod>) -> anyhow::Result<Cost> {
-    for number in 0..2 {
-        let plan = PodPlan::new("joey", &format!("cost-{attempt}-{number}"), false);
-        pods.push(cri.run_pod(&plan).await?);
-        run_container(cri, &pods[pods.len() - 1]).await?;
-    }
-    let vmm = cri.sandbox_pid(&pods[0]).await?;
+async fn with_container(cri: &mut Cri, pod: &Pod) -> anyhow::Result<Cost> {
+    run_container(cri, pod).await?;
+    let vmm = cri.sandbox_pid(pod).await?;
     Ok(memory::cost_of_sandbox(vmm)?)
 }
