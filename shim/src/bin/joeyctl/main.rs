@@ -1,5 +1,6 @@
 //! `joeyctl`: the operator's tool.
 
+mod bench;
 mod checks;
 mod console;
 mod doctor;
@@ -8,6 +9,7 @@ mod metrics;
 mod node;
 mod ps;
 mod reconcile;
+mod waterfall;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -64,6 +66,19 @@ enum Command {
         #[arg(long, value_name = "ADDRESS")]
         listen: Option<SocketAddr>,
     },
+    /// Starts microVMs by this node's configuration, without containerd, network and
+    /// containers, and tells how long the parts of that take. Leaves nothing. Run it as root.
+    Bench {
+        /// How many, one after the other.
+        #[arg(long, default_value_t = 10)]
+        runs: u32,
+        /// Starts none, but tells of the sandboxes that run what their shims noted.
+        #[arg(long, conflicts_with = "runs")]
+        running: bool,
+        /// All that is known, as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Removes what a crash or a reboot left: sandboxes without a shim, unfinished files.
     /// Shims do the same now and then.
     Reconcile {
@@ -100,6 +115,12 @@ fn run(command: Command, config: Option<&Path>) -> anyhow::Result<ExitCode> {
         Command::Metrics {
             listen: Some(address),
         } => metrics::serve(&config, address),
+        Command::Bench {
+            running: true,
+            json,
+            ..
+        } => bench::running(&config, json),
+        Command::Bench { runs, json, .. } => bench::run(&config, runs, json),
         Command::Reconcile { dry_run } => reconcile::run(&config, dry_run),
     }
     .map(|()| ExitCode::SUCCESS)
