@@ -4,22 +4,19 @@ use anyhow::Context;
 use integration::cri::{Cri, Pod, PodPlan};
 use integration::perf::memory;
 use integration::perf::report::Cost;
-use tokio::time::timeout;
 
 use crate::pods::run_container;
-use crate::rounds::{LIMIT, Rounds};
+use crate::rounds::{LIMIT, Rounds, bounded};
 
 /// Measures it.
 pub async fn measure(rounds: &mut Rounds, cri: &mut Cri) -> anyhow::Result<Cost> {
     rounds
         .once("cost of a sandbox", async |attempt| {
             let plan = PodPlan::new("joey", &format!("cost-{attempt}"), false);
-            let pod = timeout(LIMIT, cri.run_pod(&plan))
-                .await
-                .context("start")??;
-            let cost = timeout(LIMIT, with_container(cri, &pod)).await;
+            let pod = bounded(LIMIT, cri.run_pod(&plan)).await.context("start")?;
+            let cost = bounded(LIMIT, with_container(cri, &pod)).await;
             cri.end_pod(&pod.id).await?;
-            cost.context("container")?
+            cost.context("container")
         })
         .await
 }

@@ -3,11 +3,47 @@
 use std::time::Duration;
 
 use integration::perf::report::{Case, Run};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::timeout;
 
 /// Longest time of a part of a round; it takes a fifth of a second.
 pub const LIMIT: Duration = Duration::from_secs(5);
+/// The name of VMMs' processes.
+const VMM: &str = "joey-vmm";
 /// Rounds that may be lost.
 const MAX_LOST: usize = 5;
+
+/// The result of a part of a round, unless it takes too long. Then the guests are killed, of
+/// which one hangs: what is left would wait for it at the cost of minutes, as its spinning is
+/// what an instruction counter counts.
+pub async fn bounded<T>(
+    limit: Duration,
+    part: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    match timeout(limit, part).await {
+        Ok(result) => result,
+        Err(late) => {
+            kill_guests()?;
+            Err(late.into())
+        }
+    }
+}
+
+fn kill_guests() -> anyhow::Result<()> {
+    for process in std::fs::read_dir("/proc")?.flatten() {
+        let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        let pid = process
+            .file_name()
+            .to_str()
+            .and_then(|pid| pid.parse().ok());
+        if let Some(pid) = pid.filter(|_| name.trim_end() == VMM) {
+            // One that has ended meanwhile is as good.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+    Ok(())
+}
 
 /// How often cases are measured. QEMU's instruction counter now and then delivers an
 /// interrupt to a nested guest twice, which then hangs on one of its own locks: see
