@@ -12,10 +12,13 @@ use serde::Serialize;
 
 use crate::{inner, write};
 
-/// Runs all cases; `FIRECRACKER` names a binary to measure beside.
-pub fn run(runs: usize) -> anyhow::Result<i32> {
+/// Runs all cases, or those of these names; `FIRECRACKER` names a binary to measure beside.
+pub fn run(runs: &str, cases: Option<&str>) -> anyhow::Result<i32> {
     let mut config = Config::with_joey()?;
-    let mut arguments = vec!["--runs".to_owned(), runs.to_string()];
+    let mut arguments = vec!["--runs".to_owned(), runs.to_owned()];
+    if let Some(cases) = cases {
+        arguments.extend(["--cases".to_owned(), cases.to_owned()]);
+    }
     if let Some(firecracker) = std::env::var_os("FIRECRACKER") {
         config = with_firecracker(config, firecracker.into(), &mut arguments)?;
     }
