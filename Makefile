@@ -12,7 +12,7 @@ GUEST_TARGET := x86_64-unknown-linux-gnu
 export JOEY_PARTS := $(CURDIR)/target/joey
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 
-.PHONY: demo test matrix bench critest differential conformance faults soak fuzz shell install clean build deps check
+.PHONY: demo test matrix bench budget critest differential conformance faults soak fuzz shell install clean build deps check
 
 demo: build
 	$(TESTHOST) demo
@@ -29,6 +29,11 @@ bench: build
 	cargo build --release -p integration --bin bench
 	$(TESTHOST) bench
 	cp target/bench/sandbox_start.svg docs/
+
+# A short bench, held against integration/perf/budget.toml; `make test` has it too.
+budget: build
+	cargo build --release -p integration --bin bench
+	$(TESTHOST) budget
 
 # Kills what pods hang on at random moments, and looks for what that leaves.
 faults: build

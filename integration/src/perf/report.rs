@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 pub struct Findings {
     /// `sandbox_start.json`.
     pub start: Report,
-    /// `oci_life.json`.
-    pub oci: OciReport,
-    /// `sandbox_cost.json`.
-    pub cost: Cost,
+    /// `oci_life.json`, where it was asked for.
+    pub oci: Option<OciReport>,
+    /// `sandbox_cost.json`, likewise.
+    pub cost: Option<Cost>,
 }
 
 /// Create, start and delete of `true` by the command lines of OCI runtimes.
@@ -41,16 +41,16 @@ pub struct Report {
     pub cases: BTreeMap<String, Case>,
 }
 
-/// Host memory of one sandbox of several, in bytes.
+/// Host memory of one sandbox, in bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Cost {
     /// The VMM without its guest's memory.
     pub vmm: u64,
     /// The shim.
     pub shim: u64,
-    /// What the guest has touched, beyond the files that all guests share.
+    /// What the guest has written to.
     pub guest_private: u64,
-    /// Pages of VMM, shim and guest that other processes map too.
+    /// Pages of files that VMM, shim and guest have mapped, as other sandboxes have.
     pub shared: u64,
 }
 

@@ -24,6 +24,9 @@ pub fn boot(mut config: Config, name: &str) -> anyhow::Result<TestHost> {
         .layer
         .file(program(name)?, format!("{DIRECTORY}/{name}"), 0o755);
     let host = TestHost::boot(&config)?;
+    if config.virtual_clock {
+        host.keep_data_in_memory()?;
+    }
     host.start_containerd()?;
     host.check(&format!("crictl pull {}", integration::cri::IMAGE))?;
     Ok(host)

@@ -3,6 +3,8 @@
 
 #[cfg(feature = "drivers")]
 mod bench;
+#[cfg(feature = "drivers")]
+mod budget;
 mod conformance;
 mod critest;
 mod differential;
@@ -23,7 +25,9 @@ const USAGE: &str = "\
 usage: testhost [OPTION...] shell          a shell in a new test host
        testhost [OPTION...] run COMMAND... a program with arguments, or one shell command
        testhost [OPTION...] demo           the demo of the README
-       testhost bench [RUNS]               the benches, on the virtual clock (default 31 runs)
+       testhost bench [RUNS [CASES]]       the benches, on the virtual clock (default 31 runs);
+                                           CASES chooses less, by names with commas
+       testhost budget [FILE]              a short bench, held against integration/perf/budget.toml
        testhost critest                    critest with runc and with joey; CRITEST_FOCUS (a Go
                                            regular expression) and CRITEST_HANDLERS choose less
        testhost conformance                the OCI's validation suite with runc and with joey;
@@ -84,9 +88,15 @@ fn run() -> anyhow::Result<i32> {
         ("shell", []) => shell(&boot(&options)?),
         ("demo", []) => stream(boot(&options)?.command(["bash", "-s"]), DEMO.as_bytes()),
         #[cfg(feature = "drivers")]
-        ("bench", []) => bench::run(31),
+        ("bench", []) => bench::run("31", None),
         #[cfg(feature = "drivers")]
-        ("bench", [runs]) => bench::run(runs.parse()?),
+        ("bench", [runs]) => bench::run(runs, None),
+        #[cfg(feature = "drivers")]
+        ("bench", [runs, cases]) => bench::run(runs, Some(cases)),
+        #[cfg(feature = "drivers")]
+        ("budget", []) => budget::run(None),
+        #[cfg(feature = "drivers")]
+        ("budget", [file]) => budget::run(Some(file)),
         #[cfg(feature = "drivers")]
         ("faults" | "soak", options) => inner::run(&verb, options),
         ("critest", []) => critest::run(),
