@@ -156,6 +156,7 @@ mod tests {
                 shim: 1_000_000,
                 ..Cost::default()
             }),
+            rate: None,
         }
     }
 

@@ -170,8 +170,9 @@ impl Config {
 pub struct TestHost {
     qemu: Qemu,
     token: String,
+    is_emulated: bool,
     /// There where processors are emulated in real time.
-    awake: Option<Awake>,
+    _awake: Option<Awake>,
 }
 
 impl TestHost {
@@ -215,10 +216,15 @@ impl TestHost {
                 .tree(guest.join(&config.suite))
                 .build()?,
         };
-        let emulated = config.acceleration == Acceleration::Tcg && !config.virtual_clock;
+        let is_emulated = config.acceleration == Acceleration::Tcg || config.virtual_clock;
         let qemu = Qemu::boot(config, disks)?;
-        let awake = emulated.then(|| Awake::keep(qemu.port));
-        Ok(TestHost { qemu, token, awake })
+        let awake = is_emulated && !config.virtual_clock;
+        Ok(TestHost {
+            _awake: awake.then(|| Awake::keep(qemu.port)),
+            qemu,
+            token,
+            is_emulated,
+        })
     }
 
     /// Lets whoever runs in an emulated host run for longer at a time: for many VMs at
@@ -227,9 +233,9 @@ impl TestHost {
     /// # Errors
     /// When the host's kernel does not take it.
     pub fn lengthen_slices(&self) -> Result<(), Error> {
-        match self.awake {
-            Some(_) => self.check(LONG_SLICES).map(drop),
-            None => Ok(()),
+        match self.is_emulated {
+            true => self.check(LONG_SLICES).map(drop),
+            false => Ok(()),
         }
     }
 

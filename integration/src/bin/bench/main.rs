@@ -4,6 +4,7 @@ mod cost;
 mod lives;
 mod microvms;
 mod pods;
+mod rate;
 mod rounds;
 
 use std::path::PathBuf;
@@ -25,6 +26,10 @@ struct Arguments {
     /// Names of the cases, with commas; without it all of them.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
+    /// Measures instead what sandboxes cost the host of which so many start at once; several
+    /// numbers with commas.
+    #[arg(long, value_delimiter = ',')]
+    at_once: Vec<usize>,
     /// A firecracker binary to measure beside.
     #[arg(long)]
     firecracker: Option<PathBuf>,
@@ -39,7 +44,8 @@ struct Arguments {
 impl Arguments {
     /// Whether a case is to be measured.
     fn wants(&self, name: &str) -> bool {
-        self.cases.is_empty() || self.cases.iter().any(|case| case == name)
+        let all = self.cases.is_empty() && self.at_once.is_empty();
+        all || self.cases.iter().any(|case| case == name)
     }
 }
 
@@ -59,13 +65,23 @@ async fn main() -> anyhow::Result<()> {
         false => None,
     };
 
+    let rate = match arguments.at_once.is_empty() {
+        false => Some(rate::measure(&arguments, &mut rounds, &mut cri).await?),
+        true => None,
+    };
+
     std::fs::remove_dir_all(&directory)?;
     let start = Report {
         unit: arguments.unit.clone(),
         runs: arguments.runs,
         cases: cases.into_iter().collect(),
     };
-    let findings = Findings { start, oci, cost };
+    let findings = Findings {
+        start,
+        oci,
+        cost,
+        rate,
+    };
     println!("{}", serde_json::to_string(&findings)?);
     Ok(())
 }

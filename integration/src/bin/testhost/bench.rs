@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use integration::install;
 use integration::perf::report::{Findings, OciReport, Report};
 use integration::perf::waterfall;
-use integration::testbed::{Config, Event, build, repository};
+use integration::testbed::{Config, TestHost, build, repository};
 use serde::Serialize;
 
 use crate::{inner, write};
@@ -22,7 +22,9 @@ pub fn run(runs: &str, cases: Option<&str>) -> anyhow::Result<i32> {
     if let Some(firecracker) = std::env::var_os("FIRECRACKER") {
         config = with_firecracker(config, firecracker.into(), &mut arguments)?;
     }
-    let Findings { start, oci, cost } = measure(config, arguments)?;
+    let Findings {
+        start, oci, cost, ..
+    } = measure(config, arguments)?;
     keep("sandbox_start.json", &start)?;
     write(
         &directory()?.join("sandbox_start.svg"),
@@ -43,23 +45,47 @@ pub fn run(runs: &str, cases: Option<&str>) -> anyhow::Result<i32> {
     Ok(0)
 }
 
+/// Memory for so many sandboxes at once.
+const RATE_MEMORY_MIB: u32 = 8192;
+
+/// What sandboxes cost the host in busy time of which so many (numbers with commas) start at
+/// once.
+pub fn rate(at_once: &str) -> anyhow::Result<i32> {
+    let config = Config {
+        memory_mib: RATE_MEMORY_MIB,
+        ..Config::with_joey()?
+    };
+    let host = boot(config)?;
+    host.lengthen_slices()?;
+    let arguments = ["--at-once", at_once].map(str::to_owned).into();
+    let report = ask(&host, arguments)?.rate.context("no rates")?;
+    keep("sandbox_rate.json", &report)?;
+    for (handler, rates) in &report.handlers {
+        for (at_once, rate) in rates {
+            println!(
+                "{handler:<6} {at_once:>4} at once: busy for {:>9.3} for each, the last ready after \
+                 {:>9.3} {}",
+                rate.cpu, rate.last_ready, report.unit
+            );
+        }
+    }
+    Ok(0)
+}
+
 /// What the inner half finds with these arguments, in a test host with the virtual clock.
-pub fn measure(mut config: Config, arguments: Vec<String>) -> anyhow::Result<Findings> {
+pub fn measure(config: Config, arguments: Vec<String>) -> anyhow::Result<Findings> {
+    ask(&boot(config)?, arguments)
+}
+
+fn boot(mut config: Config) -> anyhow::Result<TestHost> {
     config.virtual_clock = true;
-    let host = inner::boot(config, "bench")?;
+    inner::boot(config, "bench")
+}
+
+fn ask(host: &TestHost, arguments: Vec<String>) -> anyhow::Result<Findings> {
     let program = format!("{}/bench", inner::DIRECTORY);
     let words = [program, "--unit".to_owned(), "virtual_ms".to_owned()];
-    let mut json = Vec::new();
-    let status = host
-        .command(words.into_iter().chain(arguments))
-        .limit(super::LIMIT)
-        .stream(std::io::empty(), |event| {
-            match event {
-                Event::Stdout(bytes) => json.extend(bytes),
-                other => super::print(other)?,
-            }
-            Ok(())
-        })?;
+    let (status, json) = inner::output(host.command(words.into_iter().chain(arguments)))?;
     if status != 0 {
         bail!("the bench in the test host ended with {status}: see its messages above");
     }

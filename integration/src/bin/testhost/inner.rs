@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use integration::testbed::{Config, TestHost, repository};
+use integration::testbed::{Command, Config, Event, TestHost, repository};
 
 /// Where they are in the test host.
 pub const DIRECTORY: &str = "/usr/local/libexec";
@@ -30,6 +30,22 @@ pub fn boot(mut config: Config, name: &str) -> anyhow::Result<TestHost> {
     host.start_containerd()?;
     host.check(&format!("crictl pull {}", integration::cri::IMAGE))?;
     Ok(host)
+}
+
+/// Runs a program, passes on what it says on standard error, and returns its exit code and
+/// its standard output.
+pub fn output(command: Command<'_>) -> anyhow::Result<(i32, Vec<u8>)> {
+    let mut said = Vec::new();
+    let status = command
+        .limit(super::LIMIT)
+        .stream(std::io::empty(), |event| {
+            match event {
+                Event::Stdout(bytes) => said.extend(bytes),
+                other => super::print(other)?,
+            }
+            Ok(())
+        })?;
+    Ok((status, said))
 }
 
 /// What tells why a program failed.

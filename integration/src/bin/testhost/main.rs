@@ -7,6 +7,8 @@ mod bench;
 mod budget;
 mod conformance;
 mod critest;
+#[cfg(feature = "drivers")]
+mod density;
 mod differential;
 #[cfg(feature = "drivers")]
 mod inner;
@@ -28,6 +30,9 @@ usage: testhost [OPTION...] shell          a shell in a new test host
        testhost bench [RUNS [CASES]]       the benches, on the virtual clock (default 31 runs);
                                            CASES chooses less, by names with commas
        testhost budget [FILE]              a short bench, held against integration/perf/budget.toml
+       testhost rate [NUMBERS]             the host's busy time for each of so many sandboxes
+                                           that start at once (default 1,10,50)
+       testhost density [OPTION...]        many idle sandboxes at once (--help lists options)
        testhost critest                    critest with runc and with joey; CRITEST_FOCUS (a Go
                                            regular expression) and CRITEST_HANDLERS choose less
        testhost conformance                the OCI's validation suite with runc and with joey;
@@ -97,6 +102,12 @@ fn run() -> anyhow::Result<i32> {
         ("budget", []) => budget::run(None),
         #[cfg(feature = "drivers")]
         ("budget", [file]) => budget::run(Some(file)),
+        #[cfg(feature = "drivers")]
+        ("rate", []) => bench::rate("1,10,50"),
+        #[cfg(feature = "drivers")]
+        ("rate", [at_once]) => bench::rate(at_once),
+        #[cfg(feature = "drivers")]
+        ("density", options) => density::run(options),
         #[cfg(feature = "drivers")]
         ("faults" | "soak", options) => inner::run(&verb, options),
         ("critest", []) => critest::run(),
