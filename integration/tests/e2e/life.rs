@@ -249,7 +249,7 @@ fn node_tools_tell() {
         "# TYPE joey_vmm_net_sent_bytes_total counter".into(),
         "# TYPE joey_sandbox_memory_bytes gauge".into(),
         "joey_shim_requests_total{".into(),
-        "joey_node_sandbox_start_stage_seconds_bucket{stage=\"boot\"".into(),
+        "joey_node_sandbox_start_stage_seconds_bucket{stage=\"configure\"".into(),
     ] {
         assert!(metrics.contains(&part), "no {part} in: {metrics}");
     }

@@ -327,7 +327,8 @@ fn the_pods_cgroup_pays_for_all() {
                 .unwrap_or_else(|| panic!("{stats}"));
             let counted = number(&sh(&format!("cat {dir}/memory.current")));
             assert!(told.abs_diff(counted) < 16 * MIB, "{told} {counted}");
-            assert!(told > 16 * MIB, "a guest's memory is in it: {told}");
+            // What the guest has written to; the rest is the template.
+            assert!(told > 4 * MIB, "a guest's memory is in it: {told}");
         }
         sh(&format!("rmdir {dir}"));
     }
