@@ -7,12 +7,16 @@ FAULT_SEED ?= 1
 FAULT_FIRST ?= 1
 FAULT_ROUNDS ?= 500
 SOAK_PODS ?= 1000
+DENSITY_PODS ?= 200
+# Bounds of make density, in MiB of each sandbox.
+DENSITY_SANDBOX_MIB ?= 12
+DENSITY_PROCESSES_MIB ?= 5
 GUEST_TARGET := x86_64-unknown-linux-gnu
 # Built by `build` already: the test host need not do it again.
 export JOEY_PARTS := $(CURDIR)/target/joey
 TESTHOST := cargo run --quiet --release -p integration --bin testhost --
 
-.PHONY: demo test matrix bench critest differential conformance faults soak fuzz shell install clean build deps check
+.PHONY: demo test matrix bench budget rate density critest differential conformance faults soak fuzz shell install clean build deps check
 
 demo: build
 	$(TESTHOST) demo
@@ -29,6 +33,22 @@ bench: build
 	cargo build --release -p integration --bin bench
 	$(TESTHOST) bench
 	cp target/bench/sandbox_start.svg docs/
+
+# A short bench, held against integration/perf/budget.toml; `make test` has it too.
+budget: build
+	cargo build --release -p integration --bin bench
+	$(TESTHOST) budget
+
+# The host's busy time for each sandbox of 1, 10 and 50 that start and end at once.
+rate: build
+	cargo build --release -p integration --bin bench
+	$(TESTHOST) rate
+
+# Many idle sandboxes at once, and what each takes of the host's memory.
+density: build
+	cargo build --release -p integration --bin density
+	$(TESTHOST) density --pods $(DENSITY_PODS) --max-sandbox-mib $(DENSITY_SANDBOX_MIB) \
+		--max-processes-mib $(DENSITY_PROCESSES_MIB)
 
 # Kills what pods hang on at random moments, and looks for what that leaves.
 faults: build

@@ -8,6 +8,7 @@ use containerd_shim_protos::cgroups_v2::metrics::{CPUStat, MemoryStat, Metrics, 
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 
+use crate::host::memory::Memory;
 use crate::printable::printable;
 
 /// Name under which containerd knows the message.
@@ -62,6 +63,36 @@ pub fn stats(cgroup: &Path) -> Result<Any, containerd_shim_protos::protobuf::Err
     Ok(Any {
         type_url: TYPE_URL.to_owned(),
         value: read(cgroup).write_to_bytes()?,
+        ..Default::default()
+    })
+}
+
+/// Number of the field that holds a [`protocol::shim::Memory`]: none of containerd's, so that
+/// whoever knows it not skips it.
+pub const MEMORY_FIELD: u32 = 1000;
+
+/// As [`stats`], with what the sandbox costs in memory and by whom.
+///
+/// # Errors
+/// When they cannot be encoded.
+pub fn stats_of_sandbox(
+    cgroup: &Path,
+    memory: &Memory,
+) -> Result<Any, containerd_shim_protos::protobuf::Error> {
+    let memory = protocol::shim::Memory {
+        vmm: memory.vmm,
+        shim: memory.shim,
+        guest_private: memory.guest_private,
+        shared: memory.shared,
+        ..Default::default()
+    };
+    let mut metrics = read(cgroup);
+    metrics
+        .mut_unknown_fields()
+        .add_length_delimited(MEMORY_FIELD, memory.write_to_bytes()?);
+    Ok(Any {
+        type_url: TYPE_URL.to_owned(),
+        value: metrics.write_to_bytes()?,
         ..Default::default()
     })
 }
@@ -123,6 +154,8 @@ fn fields(path: &Path) -> impl Fn(&str) -> u64 + use<> {
 
 #[cfg(test)]
 mod tests {
+    use containerd_shim_protos::protobuf::UnknownValueRef;
+
     use super::*;
 
     #[test]
@@ -166,5 +199,20 @@ mod tests {
         assert_eq!(metrics.pids.current, 3);
         let any = stats(dir.path()).unwrap();
         assert_eq!(Metrics::parse_from_bytes(&any.value).unwrap(), metrics);
+
+        let memory = Memory {
+            guest_private: 7 << 20,
+            ..Memory::default()
+        };
+        let any = stats_of_sandbox(dir.path(), &memory).unwrap();
+        let with_memory = Metrics::parse_from_bytes(&any.value).unwrap();
+        assert_eq!(with_memory.memory, metrics.memory);
+        let (number, value) = with_memory.unknown_fields().iter().next().unwrap();
+        assert_eq!(number, MEMORY_FIELD);
+        let UnknownValueRef::LengthDelimited(bytes) = value else {
+            panic!("{value:?}");
+        };
+        let told = protocol::shim::Memory::parse_from_bytes(bytes).unwrap();
+        assert_eq!((told.guest_private, told.shim), (7 << 20, 0));
     }
 }

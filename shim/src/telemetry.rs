@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use protocol::shim::{Family, Sample};
 
+use crate::host::memory::Memory;
 use crate::stages::Stage;
 
 /// Requests by name and outcome.
@@ -102,6 +103,20 @@ pub fn of_shim(stages: &[Stage]) -> Vec<Family> {
     ]
 }
 
+/// What the sandbox costs in memory.
+pub fn of_memory(memory: &Memory) -> Vec<Family> {
+    let parts = memory.parts().into_iter();
+    vec![family(
+        "joey_sandbox_memory_bytes",
+        "gauge",
+        "Memory of the sandbox on the host: what VMM, shim and guest hold alone, and pages of \
+         files that others map too",
+        parts
+            .map(|(part, bytes)| sample(&[("part", part)], bytes as f64))
+            .collect(),
+    )]
+}
+
 /// The counters of the VMM: one metric for each counter of each device.
 pub fn of_vmm(stats: &vmm::Stats) -> Vec<Family> {
     let Ok(serde_json::Value::Object(devices)) = serde_json::to_value(stats) else {
@@ -173,6 +188,25 @@ mod tests {
         assert_eq!(value(&families, "joey_shim_requests_total"), before + 2.0);
         assert_eq!(value(&families, "joey_sandbox_start_stage_seconds"), 1.5);
         assert!(value(&families, "joey_shim_open_fds") > 2.0);
+    }
+
+    #[test]
+    fn memory_is_told_by_parts() {
+        let memory = Memory {
+            vmm: 1,
+            shim: 2,
+            guest_private: 3,
+            shared: 4,
+        };
+        let families = of_memory(&memory);
+        let labels = |sample: &Sample| sample.labels["part"].clone();
+        let told: Vec<_> = families[0]
+            .samples
+            .iter()
+            .map(|sample| (labels(sample), sample.value as u64))
+            .collect();
+        let parts = memory.parts().map(|(part, bytes)| (part.to_owned(), bytes));
+        assert_eq!(told, parts);
     }
 
     #[test]

@@ -1,17 +1,14 @@
-//! One microVM without containerd: ours until the agent answers, Firecracker's
-//! until its init runs.
+//! One microVM of ours without containerd, until its agent answers.
 
 use std::fs::File;
 use std::io::BufRead;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use serde_json::json;
-use vmm::{BootFiles, Event, Place, RunFiles, VmSpec, Vmm};
+use vmm::{BootFiles, Event, Place, RestoreFiles, RunFiles, VmSpec, Vmm};
 
 use super::report::Run;
 
@@ -29,100 +26,212 @@ pub struct Parts<'a> {
     pub memory_mib: u32,
 }
 
-/// Spawn of a Firecracker to the moment that its init dials the host. The same
-/// kernel as ours, `initramfs` with a minimal init, no network and no disk.
-pub fn firecracker_boot(firecracker: &Path, parts: &Parts, limit: Duration) -> anyhow::Result<Run> {
-    let socket = parts.directory.join("fc.vsock");
-    let doorbell = parts.directory.join("fc.vsock_1");
-    for stale in [&socket, &doorbell] {
-        let _ = std::fs::remove_file(stale);
-    }
-    let listener = UnixListener::bind(&doorbell).context("doorbell socket")?;
-    let config = parts.directory.join("fc.json");
-    std::fs::write(
-        &config,
-        json!({
-            "boot-source": {
-                "kernel_image_path": parts.kernel,
-                "initrd_path": parts.initramfs,
-                "boot_args": "reboot=k panic=-1 nomodule quiet i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce",
-            },
-            "machine-config": {"vcpu_count": 1, "mem_size_mib": parts.memory_mib},
-            "drives": [],
-            "vsock": {"guest_cid": 3, "uds_path": socket},
-        })
-        .to_string(),
-    )?;
-    let begin = Instant::now();
-    let mut child = Command::new(firecracker)
-        .args(["--no-api", "--no-seccomp", "--config-file"])
-        .arg(&config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .with_context(|| format!("cannot run {}", firecracker.display()))?;
-    let rang = wait_readable(&listener, limit);
-    let total = begin.elapsed();
-    child.kill()?;
-    child.wait()?;
-    if !rang? {
-        bail!("Firecracker's guest did not reach its init in {limit:?}");
-    }
-    Ok(Run {
-        total,
-        stages: Vec::new(),
-    })
-}
-
-fn wait_readable(listener: &UnixListener, limit: Duration) -> anyhow::Result<bool> {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-    Ok(poll(&mut fds, PollTimeout::try_from(limit)?)? == 1)
-}
-
 /// Spawn of `joey-vmm` to the agent's answer over vsock: what a cold sandbox costs
 /// without containerd, network and container.
-pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> anyhow::Result<Run> {
-    let open = |path: &Path, write: bool| -> anyhow::Result<File> {
-        let file = std::fs::OpenOptions::new()
-            .read(true)
-            .write(write)
-            .open(path);
-        file.with_context(|| format!("cannot open {}", path.display()))
-    };
-    let socket = parts.directory.join("joey.vsock");
-    let _ = std::fs::remove_file(&socket);
-    // A node has made it before.
-    let network = vmm::place::empty_network().context("cannot make a network namespace")?;
-    let place = Place {
-        cgroup: None,
-        network: Some(network.as_fd()),
-        lease: None,
-    };
+pub async fn cold(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> anyhow::Result<Run> {
+    let host = Host::new(parts, scratch)?;
+    let mut watch = Watch::start();
+    let mut vmm = host.spawn(parts)?;
+    watch.stage("spawn");
+    host.boot(parts, &mut vmm)?;
+    watch.stage("boot: VM made and jailed");
+    host.run(&mut vmm)?;
+    wait_ready(&vmm, limit)?;
+    watch.stage("guest kernel and agent");
+    let run = watch.answer(&host, limit).await?;
+    vmm.shutdown()?;
+    Ok(run)
+}
 
-    let begin = Instant::now();
-    let mut stages = Vec::new();
-    let mut lap = Duration::ZERO;
-    let mut stage = |name: &str| {
-        let now = begin.elapsed();
-        stages.push((name.to_owned(), lap, now));
-        lap = now;
-    };
-    let mut vmm = Vmm::spawn(parts.vmm, place, None).context("cannot spawn joey-vmm")?;
-    stage("spawn");
-    let kvm = open(Path::new("/dev/kvm"), true)?;
-    let kernel = open(parts.kernel, false)?;
-    let initramfs = open(parts.initramfs, false)?;
-    let scratch = open(scratch, true)?;
-    let vsock_listener = UnixListener::bind(&socket)?;
-    let files = BootFiles {
-        kvm: kvm.as_fd(),
-        kernel: kernel.as_fd(),
-        initramfs: initramfs.as_fd(),
-        serial: None,
-    };
-    let spec = VmSpec {
+/// A VM that is gone on from.
+pub struct Template {
+    memory: File,
+    state: File,
+}
+
+impl Template {
+    /// Boots a VM and saves it, in two files of this directory.
+    pub async fn make(
+        parts: &Parts<'_>,
+        scratch: &Path,
+        directory: &Path,
+        limit: Duration,
+    ) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        let file = |name: &str| {
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(true);
+            options.open(directory.join(name))
+        };
+        let (memory, state) = (file("memory")?, file("state")?);
+        memory.set_len(u64::from(parts.memory_mib) << 20)?;
+        let host = Host::new(parts, scratch)?;
+        let mut vmm = host.spawn(parts)?;
+        host.boot(parts, &mut vmm)?;
+        host.run(&mut vmm)?;
+        wait_ready(&vmm, limit)?;
+        Watch::start().answer(&host, limit).await?;
+        while vmm.stats()?.vsock.open > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        vmm.pause()?;
+        vmm.save(memory.as_fd(), state.as_fd())?;
+        vmm.shutdown()?;
+        Ok(Self { memory, state })
+    }
+
+    fn restore(&self, parts: &Parts<'_>, vmm: &mut Vmm) -> anyhow::Result<()> {
+        let (kvm, kernel) = (
+            open(Path::new("/dev/kvm"), true)?,
+            open(parts.kernel, false)?,
+        );
+        let files = RestoreFiles {
+            kvm: kvm.as_fd(),
+            kernel: kernel.as_fd(),
+            memory: self.memory.as_fd(),
+            state: self.state.as_fd(),
+        };
+        Ok(vmm.restore(&spec(parts), files)?)
+    }
+}
+
+/// Spawn of `joey-vmm` to the agent's answer, from a template: where no spare VM is left.
+pub async fn restored(
+    parts: &Parts<'_>,
+    template: &Template,
+    scratch: &Path,
+    limit: Duration,
+) -> anyhow::Result<Run> {
+    let host = Host::new(parts, scratch)?;
+    let mut watch = Watch::start();
+    let mut vmm = host.spawn(parts)?;
+    watch.stage("spawn");
+    template.restore(parts, &mut vmm)?;
+    watch.stage("restore: VM made and jailed");
+    host.run(&mut vmm)?;
+    watch.stage("run");
+    let run = watch.answer(&host, limit).await?;
+    vmm.shutdown()?;
+    Ok(run)
+}
+
+/// The taking of a VM that waits for a pod to its agent's answer.
+pub async fn taken(
+    parts: &Parts<'_>,
+    template: &Template,
+    scratch: &Path,
+    limit: Duration,
+) -> anyhow::Result<Run> {
+    let host = Host::new(parts, scratch)?;
+    let mut spare = host.spawn(parts)?;
+    template.restore(parts, &mut spare)?;
+    let path = parts.directory.join("spare");
+    let _ = std::fs::remove_file(&path);
+    let pid = spare.pid();
+    let pidfd = spare.park(Vmm::listener(&path)?.as_fd(), limit)?;
+
+    let mut watch = Watch::start();
+    let log = open(Path::new("/dev/null"), true)?;
+    let mut vmm = Vmm::take(&path, pid, pidfd.try_clone()?, log)?;
+    watch.stage("take");
+    host.run(&mut vmm)?;
+    watch.stage("run");
+    let run = watch.answer(&host, limit).await?;
+    vmm.shutdown()?;
+    vmm.wait()?;
+    Ok(run)
+}
+
+/// What a VM needs of the host, made before the watch is started.
+struct Host {
+    network: OwnedFd,
+    scratch: File,
+    socket: PathBuf,
+    listener: UnixListener,
+}
+
+impl Host {
+    fn new(parts: &Parts<'_>, scratch: &Path) -> anyhow::Result<Self> {
+        let socket = parts.directory.join("joey.vsock");
+        let _ = std::fs::remove_file(&socket);
+        Ok(Self {
+            // A node has made it before.
+            network: vmm::place::empty_network().context("cannot make a network namespace")?,
+            scratch: open(scratch, true)?,
+            listener: UnixListener::bind(&socket)?,
+            socket,
+        })
+    }
+
+    fn spawn(&self, parts: &Parts<'_>) -> anyhow::Result<Vmm> {
+        let place = Place {
+            cgroup: None,
+            network: Some(self.network.as_fd()),
+            lease: None,
+        };
+        Vmm::spawn(parts.vmm, place, None).context("cannot spawn joey-vmm")
+    }
+
+    fn boot(&self, parts: &Parts<'_>, vmm: &mut Vmm) -> anyhow::Result<()> {
+        let kvm = open(Path::new("/dev/kvm"), true)?;
+        let (kernel, initramfs) = (open(parts.kernel, false)?, open(parts.initramfs, false)?);
+        let files = BootFiles {
+            kvm: kvm.as_fd(),
+            kernel: kernel.as_fd(),
+            initramfs: initramfs.as_fd(),
+            serial: None,
+        };
+        Ok(vmm.boot(&spec(parts), files)?)
+    }
+
+    fn run(&self, vmm: &mut Vmm) -> anyhow::Result<()> {
+        let files = RunFiles {
+            scratch: self.scratch.as_fd(),
+            vsock_listener: self.listener.as_fd(),
+            tap: None,
+            outlets: None,
+        };
+        Ok(vmm.run(files, self.scratch.metadata()?.len(), vmm::offloads())?)
+    }
+}
+
+/// A stop watch with laps.
+struct Watch {
+    begin: Instant,
+    lap: Duration,
+    stages: Vec<(String, Duration, Duration)>,
+}
+
+impl Watch {
+    fn start() -> Self {
+        Self {
+            begin: Instant::now(),
+            lap: Duration::ZERO,
+            stages: Vec::new(),
+        }
+    }
+
+    fn stage(&mut self, name: &str) {
+        let now = self.begin.elapsed();
+        self.stages.push((name.to_owned(), self.lap, now));
+        self.lap = now;
+    }
+
+    /// The last lap: the agent answers.
+    async fn answer(mut self, host: &Host, limit: Duration) -> anyhow::Result<Run> {
+        tokio::time::timeout(limit, answer(&host.socket))
+            .await
+            .context("the agent does not answer")??;
+        self.stage("first call");
+        Ok(Run {
+            total: self.lap,
+            stages: self.stages,
+        })
+    }
+}
+
+fn spec(parts: &Parts<'_>) -> VmSpec {
+    VmSpec {
         vcpus: 1,
         memory_mib: parts.memory_mib,
         hotplug_mib: 0,
@@ -130,33 +239,23 @@ pub async fn joey_boot(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> an
         uid: 64999,
         gid: 64999,
         console: false,
-    };
-    let size = scratch.metadata()?.len();
-    vmm.boot(&spec, files)?;
-    let files = RunFiles {
-        scratch: scratch.as_fd(),
-        vsock_listener: vsock_listener.as_fd(),
-        tap: None,
-        outlets: None,
-    };
-    vmm.run(files, size, spec.offloads)?;
-    stage("boot: VM made and jailed");
+    }
+}
+
+fn open(path: &Path, write: bool) -> anyhow::Result<File> {
+    let file = File::options().read(true).write(write).open(path);
+    file.with_context(|| format!("cannot open {}", path.display()))
+}
+
+fn wait_ready(vmm: &Vmm, limit: Duration) -> anyhow::Result<()> {
     let events = vmm.events().context("joey-vmm has no event stream")?;
     events.set_read_timeout(Some(limit))?;
     let mut line = String::new();
     std::io::BufReader::new(events).read_line(&mut line)?;
     match serde_json::from_str(&line) {
-        Ok(Event::Ready) => {}
+        Ok(Event::Ready) => Ok(()),
         other => bail!("instead of Ready the VMM said {other:?}"),
     }
-    stage("guest kernel and agent");
-    tokio::time::timeout(limit, answer(&socket))
-        .await
-        .context("the agent does not answer")??;
-    stage("first call");
-    let total = begin.elapsed();
-    vmm.shutdown()?;
-    Ok(Run { total, stages })
 }
 
 /// One call of the agent over a fresh vsock connection.

@@ -1,5 +1,6 @@
 //! What the benches write: `target/bench/sandbox_start.json` (medians of repeated
-//! runs, by case and stage) and `target/bench/sandbox_cost.json` (memory).
+//! runs, by case and stage), `target/bench/sandbox_cost.json` (memory),
+//! `target/bench/sandbox_rate.json` (busy time of the host) and `target/bench/density.json`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,10 +12,12 @@ use serde::{Deserialize, Serialize};
 pub struct Findings {
     /// `sandbox_start.json`.
     pub start: Report,
-    /// `oci_life.json`.
-    pub oci: OciReport,
-    /// `sandbox_cost.json`.
-    pub cost: Cost,
+    /// `oci_life.json`, where it was asked for.
+    pub oci: Option<OciReport>,
+    /// `sandbox_cost.json`, likewise.
+    pub cost: Option<Cost>,
+    /// `sandbox_rate.json`, likewise.
+    pub rate: Option<RateReport>,
 }
 
 /// Create, start and delete of `true` by the command lines of OCI runtimes.
@@ -41,17 +44,95 @@ pub struct Report {
     pub cases: BTreeMap<String, Case>,
 }
 
-/// Host memory of one sandbox of several, in bytes.
+/// Host memory of one sandbox, in bytes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Cost {
     /// The VMM without its guest's memory.
     pub vmm: u64,
     /// The shim.
     pub shim: u64,
-    /// What the guest has touched, beyond the files that all guests share.
+    /// What the guest has written to.
     pub guest_private: u64,
-    /// Pages of VMM, shim and guest that other processes map too.
+    /// Pages of files that VMM, shim and guest have mapped, as other sandboxes have.
     pub shared: u64,
+}
+
+/// What sandboxes cost that start and end at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RateReport {
+    /// As [`Report::unit`].
+    pub unit: String,
+    /// By runtime handler, and by how many there were at once.
+    pub handlers: BTreeMap<String, BTreeMap<usize, Rate>>,
+}
+
+/// The cost of sandboxes of which a number was there at once, in the report's unit.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rate {
+    /// How many were made and removed for this.
+    pub sandboxes: usize,
+    /// The host's busy time for each, from its start to its removal.
+    pub cpu: f64,
+    /// Median of the time until all that were asked for at once were ready.
+    pub last_ready: f64,
+}
+
+impl Rate {
+    /// Of `busy` time that went into `sandboxes`, and when the last was ready each time.
+    ///
+    /// # Panics
+    /// When there were none.
+    pub fn of(busy: Duration, sandboxes: usize, last_ready: &[Duration]) -> Rate {
+        Rate {
+            sandboxes,
+            cpu: round(milliseconds(busy) / sandboxes as f64),
+            last_ready: median(last_ready.iter().copied().map(milliseconds).collect()),
+        }
+    }
+}
+
+/// Memory of many idle sandboxes at once, in bytes of each.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Density {
+    /// How many there were.
+    pub sandboxes: usize,
+    /// By how much the host's available memory went down: also what no process shows, as the
+    /// kernel's page tables and namespaces.
+    pub taken: u64,
+    /// Medians of what their processes show.
+    pub cost: Cost,
+    /// Median and most of what VMM and shim hold alone, together.
+    pub processes_p50: u64,
+    /// See `processes_p50`.
+    pub processes_max: u64,
+}
+
+impl Density {
+    /// Of sandboxes with these costs, each of which took as much of the host.
+    ///
+    /// # Panics
+    /// When there are none.
+    pub fn of(taken: u64, costs: &[Cost]) -> Density {
+        let sorted = |of: fn(&Cost) -> u64| {
+            let mut bytes: Vec<u64> = costs.iter().map(of).collect();
+            bytes.sort_unstable();
+            bytes
+        };
+        let middle = |of| sorted(of)[costs.len() / 2];
+        let processes = sorted(|cost| cost.vmm + cost.shim);
+        Density {
+            sandboxes: costs.len(),
+            taken,
+            cost: Cost {
+                vmm: middle(|cost| cost.vmm),
+                shim: middle(|cost| cost.shim),
+                guest_private: middle(|cost| cost.guest_private),
+                shared: middle(|cost| cost.shared),
+            },
+            processes_p50: processes[costs.len() / 2],
+            processes_max: processes[costs.len() - 1],
+        }
+    }
 }
 
 /// One case, in the report's unit.
@@ -175,6 +256,25 @@ mod tests {
             (case.stages["boot"].begin, case.stages["boot"].end),
             (2.0, 7.0)
         );
+    }
+
+    #[test]
+    fn a_rate_is_per_sandbox() {
+        let milliseconds = Duration::from_millis;
+        let rate = Rate::of(milliseconds(900), 4, &[milliseconds(30), milliseconds(50)]);
+        assert_eq!((rate.cpu, rate.last_ready), (225.0, 40.0));
+    }
+
+    #[test]
+    fn density_is_of_the_median_and_of_the_worst() {
+        let cost = |vmm, shim| Cost {
+            vmm,
+            shim,
+            ..Cost::default()
+        };
+        let density = Density::of(9, &[cost(1, 50), cost(7, 2), cost(3, 4)]);
+        assert_eq!((density.cost.vmm, density.cost.shim), (3, 4));
+        assert_eq!((density.processes_p50, density.processes_max), (9, 51));
     }
 
     #[test]

@@ -247,6 +247,7 @@ fn node_tools_tell() {
             pod.id
         ),
         "# TYPE joey_vmm_net_sent_bytes_total counter".into(),
+        "# TYPE joey_sandbox_memory_bytes gauge".into(),
         "joey_shim_requests_total{".into(),
         "joey_node_sandbox_start_stage_seconds_bucket{stage=\"configure\"".into(),
     ] {
@@ -258,6 +259,19 @@ fn node_tools_tell() {
         kill $server",
     );
     assert!(served.contains("joey_node_sandboxes "), "{served}");
+
+    // Without these pods, and with them.
+    for (arguments, starts) in [
+        ("--runs 2", "\n2 starts: median "),
+        ("--running", " starts: "),
+    ] {
+        let said = sh(&format!("joeyctl bench {arguments}"));
+        assert!(said.contains(starts), "{said}");
+        assert!(
+            said.lines().any(|line| line.starts_with("ready ")),
+            "{said}"
+        );
+    }
 }
 
 fn exec_into_a_stopped_container() {

@@ -37,6 +37,7 @@ impl Shim for NodeService {
         if let Ok(stats) = sandbox.vm().stats().await {
             families.extend(telemetry::of_vmm(&stats));
         }
+        families.extend(telemetry::of_memory(&sandbox.vm().memory().await));
         Ok(MetricsResponse {
             families,
             ..Default::default()

@@ -96,9 +96,13 @@ impl Named {
         }
     }
 
-    fn stats(&self) -> Result<Any> {
+    async fn stats(&self) -> Result<Any> {
         match self {
-            Self::Vm(sandbox) => metrics::stats(sandbox.vm().cgroup().dir()).map_err(Error::failed),
+            Self::Vm(sandbox) => {
+                let vm = sandbox.vm();
+                let memory = vm.memory().await;
+                metrics::stats_of_sandbox(vm.cgroup().dir(), &memory).map_err(Error::failed)
+            }
             Self::Shared(_, sandbox) => sandbox.stats(),
         }
     }
@@ -267,7 +271,7 @@ impl SandboxApi for SandboxService {
         r: SandboxMetricsRequest,
     ) -> ttrpc::Result<SandboxMetricsResponse> {
         let sandbox = named(&self.pod, &r.sandbox_id)?;
-        let data = sandbox.stats()?;
+        let data = sandbox.stats().await?;
         let mut response = SandboxMetricsResponse::new();
         let metric = response.metrics.mut_or_insert_default();
         metric.timestamp = MessageField::some(timestamp(SystemTime::now()));

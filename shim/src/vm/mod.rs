@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::guest::Vsock;
 use crate::host::cgroup::Cgroup;
+use crate::host::memory::Memory;
 use crate::host::oom_score;
 use crate::host::record::{Record, StateDir};
 use crate::pod::Size;
@@ -104,6 +105,20 @@ impl Vm {
             vmm.stats_within(LOG_TIME)
         })
         .await
+    }
+
+    /// What VMM, guest and this process cost the host in memory.
+    pub async fn memory(&self) -> Memory {
+        // Reaped by `release`: its pid may be another's then.
+        let lives = !self.released.load(Ordering::Acquire);
+        let vmm = lives.then(|| i32::try_from(self.pid).ok()).flatten();
+        let config = self.config.clone();
+        let count = move || {
+            let shim = i32::try_from(std::process::id()).ok();
+            Memory::of(vmm, shim, &[&config.kernel, &config.agent])
+        };
+        // It cannot be cancelled, and does not panic.
+        spawn_blocking(count).await.unwrap_or_default()
     }
 
     /// The VMM's pid: what containerd takes for the sandbox's process.

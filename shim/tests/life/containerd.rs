@@ -183,8 +183,16 @@ impl Node {
         Command::new(env!("CARGO_BIN_EXE_joeyctl"))
             .args(arguments)
             .env("JOEY_CONFIG", self.path("config.toml"))
+            .env("TMPDIR", self.temporary())
             .output()
             .unwrap()
+    }
+
+    /// Where joeyctl may put what it needs for a while.
+    pub fn temporary(&self) -> PathBuf {
+        let path = self.path("tmp");
+        fs::create_dir_all(&path).unwrap();
+        path
     }
 
     /// Starts the shim for a bundle and connects to it.

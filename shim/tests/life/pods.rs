@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use protocol::shim::Empty;
 use protocol::shim_ttrpc::ShimClient;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
@@ -29,7 +29,7 @@ use crate::Test;
 use crate::containerd::{Node, PATIENCE, Shim, call, container_spec, read_all, sandbox_spec};
 
 /// All of them.
-pub const TESTS: [Test; 15] = [
+pub const TESTS: [Test; 16] = [
     ("a_pod_lives_and_leaves_nothing", || run(lives())),
     ("events_keep_containerds_order", || run(order())),
     ("an_exec_reads_what_the_client_types", || run(exec())),
@@ -37,6 +37,7 @@ pub const TESTS: [Test; 15] = [
     ("a_lost_guest_is_buried_with_its_log", || run(lost())),
     ("a_hung_guest_does_not_outlive_its_stop", || run(hung())),
     ("the_nodes_tools_are_told", || run(told())),
+    ("microvms_are_benched_and_leave_nothing", || run(benched())),
     ("a_killed_shim_is_cleaned_up_after", || run(shim_death())),
     (
         "errors_reach_the_caller_and_leave_nothing",
@@ -151,6 +152,13 @@ async fn sandbox_api() {
     let metrics = api.sandbox_metrics(call(), &request).await.unwrap().metrics;
     assert_eq!(metrics.id, "s1");
     assert_eq!(metrics.data.type_url, "io.containerd.cgroups.v2.Metrics");
+    let data = Metrics::parse_from_bytes(&metrics.data.value).unwrap();
+    let numbers: Vec<u32> = data
+        .unknown_fields()
+        .iter()
+        .map(|(number, _)| number)
+        .collect();
+    assert_eq!(numbers, [shim::metrics::MEMORY_FIELD]);
 
     // Containers are tasks; the sandbox is none.
     let spec = container_spec(json!(["exit", "3"]), Some(started.pid));
@@ -529,9 +537,56 @@ async fn told() {
     for name in ["joey_shim_requests_total", "joey_vmm_net_sent_bytes_total"] {
         assert!(names.contains(&name), "{names:?}");
     }
+    let memory = |part: &str| {
+        let families = metrics.families.iter();
+        let mut samples = families
+            .filter(|family| family.name == "joey_sandbox_memory_bytes")
+            .flat_map(|family| &family.samples);
+        samples
+            .find(|sample| sample.labels["part"] == part)
+            .unwrap()
+            .value
+    };
+    // The played VMM's program passes for the guest's kernel.
+    for part in ["vmm", "shim", "guest_private", "shared"] {
+        assert!(memory(part) > 4096.0, "{part}: {}", memory(part));
+    }
     let log = tools.kernel_log(call(), &Empty::new()).await.unwrap();
     assert_eq!(log.text, "[    1.000000] the kernel said this\n");
+
+    let output = node.joeyctl(&["bench", "--running", "--json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["starts"], 1, "{output:?}");
+    let stages = told["stages"].as_array().unwrap();
+    assert!(stages.iter().any(|stage| stage["name"] == "boot"), "{told}");
     end(&node, shim).await;
+}
+
+async fn benched() {
+    let node = Node::new("").await;
+    let output = node.joeyctl(&["bench", "--runs", "3"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text.contains("\n3 starts: median "), "{text}");
+    for stage in ["files", "spawn", "boot", "ready", "first call"] {
+        let drawn = |line: &str| line.starts_with(stage) && line.ends_with('#');
+        assert!(text.lines().any(drawn), "no {stage} in {text}");
+    }
+    assert_eq!(fs::read_dir(node.temporary()).unwrap().count(), 0);
+    node.assert_clean("none");
+
+    // Nor does one that fails leave anything.
+    node.reconfigure("vmm", "/bin/false");
+    let output = node.joeyctl(&["bench"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && text.contains("cannot boot"),
+        "{text}"
+    );
+    assert_eq!(fs::read_dir(node.temporary()).unwrap().count(), 0);
+    let output = node.joeyctl(&["bench", "--running"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("no sandbox runs"), "{text}");
 }
 
 async fn pod_again(node: &Node) -> (Shim, u32) {

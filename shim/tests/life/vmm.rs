@@ -350,6 +350,10 @@ impl Guest for Agent {
         Ok(guest::Empty::new())
     }
 
+    async fn stats(&self, _: &TtrpcContext, _: guest::Empty) -> Result<guest::StatsResponse> {
+        Ok(guest::StatsResponse::new())
+    }
+
     async fn next_event(
         &self,
         _: &TtrpcContext,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use integration::testbed::{Config, TestHost, repository};
+use integration::testbed::{Command, Config, Event, TestHost, repository};
 
 /// Where they are in the test host.
 pub const DIRECTORY: &str = "/usr/local/libexec";
@@ -24,9 +24,28 @@ pub fn boot(mut config: Config, name: &str) -> anyhow::Result<TestHost> {
         .layer
         .file(program(name)?, format!("{DIRECTORY}/{name}"), 0o755);
     let host = TestHost::boot(&config)?;
+    if config.virtual_clock {
+        host.keep_data_in_memory()?;
+    }
     host.start_containerd()?;
     host.check(&format!("crictl pull {}", integration::cri::IMAGE))?;
     Ok(host)
+}
+
+/// Runs a program, passes on what it says on standard error, and returns its exit code and
+/// its standard output.
+pub fn output(command: Command<'_>) -> anyhow::Result<(i32, Vec<u8>)> {
+    let mut said = Vec::new();
+    let status = command
+        .limit(super::LIMIT)
+        .stream(std::io::empty(), |event| {
+            match event {
+                Event::Stdout(bytes) => said.extend(bytes),
+                other => super::print(other)?,
+            }
+            Ok(())
+        })?;
+    Ok((status, said))
 }
 
 /// What tells why a program failed.

@@ -3,8 +3,12 @@
 
 #[cfg(feature = "drivers")]
 mod bench;
+#[cfg(feature = "drivers")]
+mod budget;
 mod conformance;
 mod critest;
+#[cfg(feature = "drivers")]
+mod density;
 mod differential;
 #[cfg(feature = "drivers")]
 mod inner;
@@ -23,7 +27,12 @@ const USAGE: &str = "\
 usage: testhost [OPTION...] shell          a shell in a new test host
        testhost [OPTION...] run COMMAND... a program with arguments, or one shell command
        testhost [OPTION...] demo           the demo of the README
-       testhost bench [RUNS]               the benches, on the virtual clock (default 31 runs)
+       testhost bench [RUNS [CASES]]       the benches, on the virtual clock (default 31 runs);
+                                           CASES chooses less, by names with commas
+       testhost budget [FILE]              a short bench, held against integration/perf/budget.toml
+       testhost rate [NUMBERS]             the host's busy time for each of so many sandboxes
+                                           that start at once (default 1,10,50)
+       testhost density [OPTION...]        many idle sandboxes at once (--help lists options)
        testhost critest                    critest with runc and with joey; CRITEST_FOCUS (a Go
                                            regular expression) and CRITEST_HANDLERS choose less
        testhost conformance                the OCI's validation suite with runc and with joey;
@@ -84,9 +93,21 @@ fn run() -> anyhow::Result<i32> {
         ("shell", []) => shell(&boot(&options)?),
         ("demo", []) => stream(boot(&options)?.command(["bash", "-s"]), DEMO.as_bytes()),
         #[cfg(feature = "drivers")]
-        ("bench", []) => bench::run(31),
+        ("bench", []) => bench::run("31", None),
         #[cfg(feature = "drivers")]
-        ("bench", [runs]) => bench::run(runs.parse()?),
+        ("bench", [runs]) => bench::run(runs, None),
+        #[cfg(feature = "drivers")]
+        ("bench", [runs, cases]) => bench::run(runs, Some(cases)),
+        #[cfg(feature = "drivers")]
+        ("budget", []) => budget::run(None),
+        #[cfg(feature = "drivers")]
+        ("budget", [file]) => budget::run(Some(file)),
+        #[cfg(feature = "drivers")]
+        ("rate", []) => bench::rate("1,10,50"),
+        #[cfg(feature = "drivers")]
+        ("rate", [at_once]) => bench::rate(at_once),
+        #[cfg(feature = "drivers")]
+        ("density", options) => density::run(options),
         #[cfg(feature = "drivers")]
         ("faults" | "soak", options) => inner::run(&verb, options),
         ("critest", []) => critest::run(),

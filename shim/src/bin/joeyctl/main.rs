@@ -1,5 +1,6 @@
 //! `joeyctl`: the operator's tool.
 
+mod bench;
 mod checks;
 mod console;
 mod doctor;
@@ -9,6 +10,7 @@ mod node;
 mod ps;
 mod reconcile;
 mod template;
+mod waterfall;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -70,6 +72,22 @@ enum Command {
         #[command(subcommand)]
         what: template::Template,
     },
+    /// Starts microVMs by this node's configuration, without containerd, network and
+    /// containers, and tells how long the parts of that take. Leaves nothing. Run it as root.
+    Bench {
+        /// How many, one after the other.
+        #[arg(long, default_value_t = 10)]
+        runs: u32,
+        /// Without a template: each boots.
+        #[arg(long)]
+        cold: bool,
+        /// Starts none, but tells of the sandboxes that run what their shims noted.
+        #[arg(long, conflicts_with_all = ["runs", "cold"])]
+        running: bool,
+        /// All that is known, as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Removes what a crash or a reboot left: sandboxes without a shim, unfinished files.
     /// Shims do the same now and then.
     Reconcile {
@@ -107,6 +125,14 @@ fn run(command: Command, config: Option<&Path>) -> anyhow::Result<ExitCode> {
             listen: Some(address),
         } => metrics::serve(&config, address),
         Command::Template { what } => template::run(&config, what),
+        Command::Bench {
+            running: true,
+            json,
+            ..
+        } => bench::running(&config, json),
+        Command::Bench {
+            runs, cold, json, ..
+        } => bench::run(&config, runs, cold, json),
         Command::Reconcile { dry_run } => reconcile::run(&config, dry_run),
     }
     .map(|()| ExitCode::SUCCESS)

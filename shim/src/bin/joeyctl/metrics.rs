@@ -96,19 +96,6 @@ fn gather(config: &Config) -> anyhow::Result<String> {
             for family in answer.map(|answer| answer.families).unwrap_or_default() {
                 metrics.take(family, &labels);
             }
-            let (vmm, shim) = node::private_memory(record, config);
-            for (part, bytes) in [("guest", vmm.guest), ("vmm", vmm.own), ("shim", shim.own)] {
-                let mut labels = labels.clone();
-                labels.push(("part".into(), part.into()));
-                let help = "Private memory of the sandbox on the host";
-                metrics.put(
-                    "joey_sandbox_private_bytes",
-                    "gauge",
-                    help,
-                    &labels,
-                    bytes as f64,
-                );
-            }
         }
         Ok(())
     })?;

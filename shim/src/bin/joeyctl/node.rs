@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use containerd_shim_protos::shim_async::Client;
 use protocol::shim_ttrpc::ShimClient;
 use shim::config::Config;
-use shim::host::memory::{self, Private};
+use shim::host::memory::Memory;
 use shim::host::record::{self, Record};
 use tokio::time::timeout;
 use ttrpc::context;
@@ -25,18 +25,12 @@ pub fn sandboxes(state_dir: &Path) -> Vec<Record> {
         .collect()
 }
 
-/// What a sandbox's VMM and its shim hold alone; of one that is gone, nothing.
-pub fn private_memory(record: &Record, config: &Config) -> (Private, Private) {
-    let of = |lives: bool, pid, files: &[&Path]| {
-        lives
-            .then(|| memory::private(pid, files).ok())
-            .flatten()
-            .unwrap_or_default()
-    };
-    let guest_files = [config.kernel.as_path(), config.agent.as_path()];
-    (
-        of(record.vmm_lives(), record.vmm_pid, &guest_files),
-        of(record.shim_lives(), record.shim_pid, &[]),
+/// What a sandbox costs in memory; what is gone of it costs nothing.
+pub fn memory(record: &Record, config: &Config) -> Memory {
+    Memory::of(
+        record.vmm_lives().then_some(record.vmm_pid),
+        record.shim_lives().then_some(record.shim_pid),
+        &[&config.kernel, &config.agent],
     )
 }
 

@@ -26,6 +26,8 @@ struct Row {
     guest_bytes: u64,
     vmm_bytes: u64,
     shim_bytes: u64,
+    /// Bytes of files that other sandboxes map too.
+    shared_bytes: u64,
     containers: Vec<Container>,
 }
 
@@ -87,7 +89,7 @@ async fn row(record: &Record, config: &Config) -> Row {
             (state.to_owned(), Vec::new())
         }),
     };
-    let (vmm, shim) = node::private_memory(record, config);
+    let memory = node::memory(record, config);
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs());
@@ -102,9 +104,10 @@ async fn row(record: &Record, config: &Config) -> Row {
         age_seconds: now.saturating_sub(record.created),
         vcpus: record.vcpus,
         memory_mib: record.memory_mib,
-        guest_bytes: vmm.guest,
-        vmm_bytes: vmm.own,
-        shim_bytes: shim.own,
+        guest_bytes: memory.guest_private,
+        vmm_bytes: memory.vmm,
+        shim_bytes: memory.shim,
+        shared_bytes: memory.shared,
         containers,
     }
 }
