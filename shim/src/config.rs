@@ -219,6 +219,11 @@ impl Config {
         more.div_ceil(HOTPLUG_STEP_MIB).min(room) * HOTPLUG_STEP_MIB
     }
 
+    /// Whether starts go on from a template. A VM with a console shows how it boots.
+    pub fn uses_templates(&self) -> bool {
+        self.templates && !self.console
+    }
+
     /// Most vCPUs that a guest gets: what the operator says, else what the host has, and
     /// on a small host a few more. All VMs are made for as many.
     pub fn guest_vcpus(&self) -> u8 {

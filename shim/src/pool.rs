@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::unistd::Pid;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use vmm::Vmm;
@@ -71,8 +71,7 @@ impl Spare {
         fs::rename(&self.socket, &mine).ok()?;
         let taken = || {
             // First the descriptor, then the look whether it is that process's.
-            let pidfd = nix::unistd::Pid::from_raw(self.pid);
-            let pidfd = open_process(pidfd)?;
+            let pidfd = open_process(self.pid)?;
             let log = log.try_clone().ok()?;
             let pid = u32::try_from(self.pid).ok().filter(|_| self.lives())?;
             Vmm::take(&mine, pid, pidfd, log).ok()
@@ -83,9 +82,8 @@ impl Spare {
     }
 }
 
-fn open_process(pid: Pid) -> Option<OwnedFd> {
-    let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
-    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+fn open_process(pid: i32) -> Option<OwnedFd> {
+    pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()
 }
 
 /// Takes a spare VM of a template, if there is one. Its messages go to `log`.
@@ -96,7 +94,7 @@ pub fn take(config: &Config, key: &str, log: File) -> Option<Vmm> {
     let place = place(config, key);
     // Without a directory there is no demand yet, and the first to fill it makes one.
     demand::note(&place);
-    spares(&place).find_map(|spare| spare.take(&log))
+    entries(&place).find_map(|spare| spare.take(&log))
 }
 
 /// Adds spare VMs until there are as many as are wanted, unless somebody else does. What
@@ -180,18 +178,21 @@ fn one(config: &Config, template: &Template, place: &Path) -> Result<OwnedFd> {
     published
 }
 
+/// All spare VMs, also those that have ended.
+fn entries(place: &Path) -> impl Iterator<Item = Spare> {
+    let entries = fs::read_dir(place).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Spare::at(entry.path()))
+}
+
 /// Spare VMs that live; the sockets of others are removed.
 fn spares(place: &Path) -> impl Iterator<Item = Spare> {
-    let entries = fs::read_dir(place).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| Spare::at(entry.path()))
-        .filter(|spare| {
-            let lives = spare.lives();
-            if !lives {
-                let _ = fs::remove_file(&spare.socket);
-            }
-            lives
-        })
+    entries(place).filter(|spare| {
+        let lives = spare.lives();
+        if !lives {
+            let _ = fs::remove_file(&spare.socket);
+        }
+        lives
+    })
 }
 
 /// How many spare VMs of a template there are.

@@ -214,7 +214,6 @@ impl Vm {
         snapshot.check_memory(&memory)?;
         let bytes = mib(spec.memory_mib);
         let ram = GuestRam::with_hotplug(bytes, mib(spec.hotplug_mib))?;
-        let plugged = ram.load(memory.as_fd())?;
         let mut vm = Self::assemble(spec, ram, kvm::open(files.kvm)?, files.kernel, None)?;
         snapshot.check_cpu(&vm.cpus.cpuid.for_cpu(0)?)?;
         let MemoryDevices {
@@ -224,10 +223,8 @@ impl Vm {
         } = &mut vm.memory;
         lock(&balloon.device).restore(snapshot.balloon);
         lock(&mem.device).restore(&snapshot.mem, |piece| slots.add(piece))?;
-        if let Some(hotplug) = ram.hotplug() {
-            let length = snapshot.mem.usable;
-            ram.map_file(memory.as_fd(), plugged, hotplug.start(), length)?;
-        }
+        // Also what was plugged.
+        ram.load(memory.as_fd())?;
         for (index, saved) in &snapshot.cpus {
             let vcpu = vm.cpus.make(*index)?;
             vcpu.restore(saved)?;

@@ -12,6 +12,7 @@ mod jail;
 mod leaks;
 mod life;
 mod network;
+mod pause;
 mod pods;
 mod ports;
 mod resources;
@@ -59,9 +60,10 @@ const BULK: [&str; 3] = [
 
 /// Tests of the VM itself, which say nothing where pods run on the host's kernel, and what
 /// of it they are about.
-const OF_THE_VM: [(&str, &str); 34] = [
+const OF_THE_VM: [(&str, &str); 35] = [
     ("templates::", "the VM's template"),
     ("jail::", "the VMM"),
+    ("pause::", "the VM"),
     ("pods::kernel_is_the_guests", "the guest's kernel"),
     ("storage::host_holds_one_copy", "images in the VM's window"),
     ("network::guest_has", "the network as the guest is told it"),
@@ -110,6 +112,9 @@ fn is_not_for(trial: &Trial, combination: &Combination) -> Option<String> {
         return Some(format!(
             "{WITH_COMMAND_LINE} has it, containerd is not in it"
         ));
+    }
+    if starts("pause::") && combination.name.ends_with("-shim") {
+        return Some("with the Sandbox API containerd has no task of the sandbox's".to_owned());
     }
     if combination.has_vm() {
         return starts("shared::").then(|| "it is about pods on the host's kernel".to_owned());
@@ -174,6 +179,7 @@ fn main() {
         volumes::trials(),
         life::trials(),
         jail::trials(),
+        pause::trials(),
         resources::trials(),
         shared::trials(),
         checkpoint::trials(),

@@ -53,7 +53,7 @@ impl Sandbox {
         let size = usize::try_from(message.compute_size()).unwrap_or(usize::MAX);
         guest::check_size(size, "the debug shell and its arguments")?;
         tracing::info!(arguments = ?message.arguments, "a console is opened in the guest");
-        self.guest
+        self.awake()?
             .guest
             .console(guest::question(), &message)
             .await?;

@@ -184,7 +184,11 @@ impl Sandbox {
             }),
             ..Default::default()
         };
-        let answer = self.guest.task.create(guest::bounded(), &message).await?;
+        let answer = self
+            .awake()?
+            .task
+            .create(guest::bounded(), &message)
+            .await?;
         let early = init.state().created(answer.pid).map_err(Error::failed)?;
         init.tell_created(request, answer.pid, &self.publisher);
         if let Some(exit) = early {
@@ -237,7 +241,7 @@ impl Sandbox {
             exec_id: exec.to_owned(),
             ..Default::default()
         };
-        let call = self.guest.task.delete(guest::bounded(), &request);
+        let call = self.awake()?.task.delete(guest::bounded(), &request);
         let outcome = if exec.is_empty() {
             self.insist(call).await
         } else {

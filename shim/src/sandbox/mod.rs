@@ -8,6 +8,7 @@ mod growth;
 mod limits;
 pub mod next;
 mod patience;
+mod pause;
 mod processes;
 mod start;
 mod watch;
@@ -84,6 +85,8 @@ pub struct Sandbox {
     silent: Mutex<Option<Instant>>,
     /// When the agent has left a question of containerd's unanswered.
     unanswered: Mutex<Option<Instant>>,
+    /// Held while the VM is paused or resumed.
+    pausing: tokio::sync::Mutex<()>,
     /// Becomes true when nothing of the pod is left on the host.
     ended: channel::Sender<bool>,
 }

@@ -19,7 +19,7 @@ static BUSY: Mutex<()> = Mutex::const_new(());
 
 /// Has the next sandboxes start sooner. `booted`: this one found no template.
 pub(super) async fn prepare(config: Arc<Config>, booted: bool) {
-    if !config.templates || config.console {
+    if !config.uses_templates() {
         return;
     }
     let _busy = BUSY.lock().await;

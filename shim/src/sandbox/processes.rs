@@ -71,7 +71,7 @@ impl Sandbox {
                     .map_err(Error::failed)?;
                 *process.streams() = Some(streams);
             }
-            Ok::<_, Error>(self.guest.task.start(guest::bounded(), request).await?)
+            Ok::<_, Error>(self.awake()?.task.start(guest::bounded(), request).await?)
         };
         match answer.await {
             Ok(answer) => {
@@ -147,7 +147,7 @@ impl Sandbox {
                 spec: MessageField::some(spec.clone()),
                 ..request.clone()
             };
-            self.guest.task.exec(guest::bounded(), &message).await?;
+            self.awake()?.task.exec(guest::bounded(), &message).await?;
             step(&exec, |state| state.created(0))
         };
         let early = match added.await {
@@ -198,6 +198,10 @@ impl Sandbox {
             )));
         }
         if !self.is_itself(&request.id) {
+            if self.is_paused() {
+                // As a frozen process that is killed: somebody wants it to end.
+                self.thaw().await?;
+            }
             let _answering = process.answering().await;
             return self.signal(request).await;
         }
@@ -251,7 +255,7 @@ impl Sandbox {
             // Looks only; the step is taken when the agent has done it.
             state.clone().pause()
         })?;
-        self.guest.task.pause(guest::bounded(), request).await?;
+        self.awake()?.task.pause(guest::bounded(), request).await?;
         step(&container.init, TaskState::pause)?;
         self.publisher.publish(&TaskPaused {
             container_id: request.id.clone(),
@@ -267,7 +271,7 @@ impl Sandbox {
     pub async fn resume(&self, request: &ResumeRequest) -> Result<()> {
         let container = self.container(&request.id)?;
         step(&container.init, |state| state.clone().resume())?;
-        self.guest.task.resume(guest::bounded(), request).await?;
+        self.awake()?.task.resume(guest::bounded(), request).await?;
         step(&container.init, TaskState::resume)?;
         self.publisher.publish(&TaskResumed {
             container_id: request.id.clone(),
@@ -282,7 +286,7 @@ impl Sandbox {
     /// When it is not there, or the agent cannot.
     pub async fn resize(&self, request: &ResizePtyRequest) -> Result<()> {
         self.container(&request.id)?.process(&request.exec_id)?;
-        self.guest
+        self.awake()?
             .task
             .resize_pty(guest::bounded(), request)
             .await?;
@@ -319,7 +323,10 @@ impl Sandbox {
             cpus = limits::cpus(Some(&host));
             share = share.with(&host);
         }
-        self.guest.task.update(guest::bounded(), &message).await?;
+        self.awake()?
+            .task
+            .update(guest::bounded(), &message)
+            .await?;
         *container.share() = share;
         self.growth.lowered(before, share);
         self.grow();
@@ -359,7 +366,7 @@ impl Sandbox {
                 ..Default::default()
             });
         }
-        let call = self.guest.task.pids(guest::question(), request);
+        let call = self.awake()?.task.pids(guest::question(), request);
         let answer = self.question(call).await?;
         if answer.processes.len() > MAX_PIDS {
             return Err(Error::Failed(format!(
@@ -394,7 +401,7 @@ impl Sandbox {
             });
         }
         self.container(&request.id)?;
-        let call = self.guest.task.stats(guest::question(), request);
+        let call = self.awake()?.task.stats(guest::question(), request);
         let answer = self.question(call).await?;
         let stats = metrics::checked(&answer.stats)
             .map_err(|error| Error::Failed(format!("the agent's statistics: {error}")))?;

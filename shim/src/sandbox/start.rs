@@ -141,6 +141,7 @@ impl Sandbox {
             requested: Mutex::new(None),
             silent: Mutex::new(None),
             unanswered: Mutex::new(None),
+            pausing: tokio::sync::Mutex::default(),
             ended: channel::Sender::new(false),
         });
         tokio::spawn(watch::vm(sandbox.clone(), events));

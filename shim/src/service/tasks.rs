@@ -9,7 +9,7 @@ use containerd_shim_protos::api::{
     ResumeRequest, StartRequest, StatsRequest, StatsResponse, UpdateTaskRequest,
 };
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::process::Process;
 use crate::sandbox::Sandbox;
 use crate::shared::SharedPod;
@@ -25,9 +25,9 @@ pub trait Tasks: Send + Sync {
     async fn exec(&self, request: &ExecProcessRequest) -> Result<()>;
     /// Sends a signal.
     async fn kill(&self, request: &KillRequest) -> Result<()>;
-    /// Freezes a container.
+    /// Freezes a container, or the whole pod.
     async fn pause(&self, request: &PauseRequest) -> Result<()>;
-    /// Thaws a container.
+    /// Thaws it.
     async fn resume(&self, request: &ResumeRequest) -> Result<()>;
     /// Sets the size of a terminal.
     async fn resize(&self, request: &ResizePtyRequest) -> Result<()>;
@@ -64,12 +64,15 @@ impl Tasks for Sandbox {
 
     async fn pause(&self, request: &PauseRequest) -> Result<()> {
         if self.is_itself(&request.id) {
-            return Err(Error::Unsupported("a sandbox cannot be paused".into()));
+            return self.freeze().await;
         }
         self.pause(request).await
     }
 
     async fn resume(&self, request: &ResumeRequest) -> Result<()> {
+        if self.is_itself(&request.id) {
+            return self.thaw().await;
+        }
         self.resume(request).await
     }
 

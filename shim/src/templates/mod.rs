@@ -61,7 +61,7 @@ impl Seal {
         let file = File::open(path)?;
         Ok(Self {
             sha256: digest(&file)?,
-            identity: Identity::of(&file)?,
+            identity: file.metadata()?.into(),
         })
     }
 
@@ -69,7 +69,8 @@ impl Seal {
     fn open(&self, path: PathBuf) -> Result<File, TemplateError> {
         let open = || -> io::Result<(File, bool)> {
             let file = File::open(&path)?;
-            let fine = Identity::of(&file)? == self.identity || digest(&file)? == self.sha256;
+            let fine =
+                Identity::from(file.metadata()?) == self.identity || digest(&file)? == self.sha256;
             Ok((file, fine))
         };
         match open() {
@@ -183,17 +184,13 @@ pub fn remove_all(state_dir: &Path) -> io::Result<Vec<String>> {
 /// When it cannot be removed; that there is none is fine.
 pub fn remove(state_dir: &Path, key: &str) -> io::Result<()> {
     let directory = directory(state_dir, key);
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    };
     // Without it nobody uses what is left.
-    for name in [MANIFEST, MEMORY, STATE] {
-        match fs::remove_file(directory.join(name)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    match fs::remove_dir(&directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    gone(fs::remove_file(directory.join(MANIFEST)))?;
+    gone(fs::remove_dir_all(&directory))
 }
 
 /// Removes the templates whose kernel, agent or VMM are gone; returns their names.
@@ -314,6 +311,14 @@ mod tests {
         assert!(node.find().unwrap().is_none());
         remove(node.dir.path(), &node.recipe.key()).unwrap();
         assert!(list(node.dir.path()).is_empty());
+    }
+
+    #[test]
+    fn what_was_left_half_made_goes_too() {
+        let node = Node::new(b"", b"");
+        fs::write(node.place().join("manifest.partial"), "{").unwrap();
+        remove(node.dir.path(), &node.recipe.key()).unwrap();
+        assert!(!node.place().exists());
     }
 
     #[test]

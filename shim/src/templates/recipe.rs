@@ -1,7 +1,7 @@
 //! What a template is made from: when any of it changes, the template is another.
 
 use std::fmt::Write;
-use std::fs::File;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -27,21 +27,16 @@ pub struct Identity {
     changed: i64,
 }
 
-impl Identity {
-    /// Of an open file.
-    ///
-    /// # Errors
-    /// As `fstat`.
-    pub fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
+impl From<Metadata> for Identity {
+    fn from(metadata: Metadata) -> Self {
         let nanos = |seconds: i64, rest: i64| seconds.wrapping_mul(1_000_000_000) + rest;
-        Ok(Self {
+        Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
             modified: nanos(metadata.mtime(), metadata.mtime_nsec()),
             changed: nanos(metadata.ctime(), metadata.ctime_nsec()),
-        })
+        }
     }
 }
 
@@ -58,9 +53,7 @@ impl Part {
             |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         Ok(Self {
             path: path.to_owned(),
-            identity: File::open(path)
-                .and_then(|file| Identity::of(&file))
-                .map_err(named)?,
+            identity: fs::metadata(path).map_err(named)?.into(),
         })
     }
 
@@ -84,7 +77,7 @@ impl Recipe {
     /// What a template of this node is made from now.
     ///
     /// # Errors
-    /// Names the file that cannot be opened.
+    /// Names the file that is not there.
     pub fn of(config: &Config, spec: &VmSpec) -> io::Result<Self> {
         Ok(Self {
             kernel: Part::of(&config.kernel)?,

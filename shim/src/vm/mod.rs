@@ -159,6 +159,22 @@ impl Vm {
         self.booted
     }
 
+    /// Stops the guest.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn pause(self: &Arc<Self>) -> Result<()> {
+        self.ask("cannot pause the VM", Vmm::pause).await
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn resume(self: &Arc<Self>) -> Result<()> {
+        self.ask("cannot resume the VM", Vmm::resume).await
+    }
+
     /// Stops it and writes it to two files: its memory, to one of that length, and the
     /// rest.
     ///

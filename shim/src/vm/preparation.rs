@@ -158,7 +158,6 @@ fn from_template(
     let (messages, log) = pipe()?;
     let taken = stages.time_blocking("take", || pool::take(config, &template.key, log));
     if let Some(vmm) = taken {
-        set_oom_score(vmm.pid(), 0);
         return Ok(Some((vmm, messages, Origin::Pool)));
     }
     match restore(config, &plan.id, &template, &cgroup.vmm_dir(), stages) {
@@ -227,7 +226,7 @@ fn to_boot(plan: &Plan, stages: &Stages, cgroup: &Cgroup) -> Result<(Vmm, OwnedF
 
 /// The node's template, if there is one that can be used.
 pub(crate) fn find_template(config: &Config) -> Option<Template> {
-    if !config.templates || config.console {
+    if !config.uses_templates() {
         return None;
     }
     // A file that is missing is named when the VM boots.

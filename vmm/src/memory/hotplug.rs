@@ -94,6 +94,9 @@ impl GuestRam {
         bytes: u64,
         show: impl FnOnce(Piece) -> Result<(), E>,
     ) -> Result<(), E> {
+        if bytes == 0 {
+            return Ok(());
+        }
         let beyond = MemoryError::Outside {
             address: 0,
             length: bytes,
@@ -170,6 +173,14 @@ mod tests {
         let layout: Vec<_> = before.regions().map(|(at, len, _)| (at, len)).collect();
         assert_eq!(layout, [(0, 8 * MIB), (HIGH_START, 3 * BLOCK)]);
         assert_eq!(before.read_obj::<u8>(GuestAddress(HIGH_START)).unwrap(), 7);
+    }
+
+    #[test]
+    fn memory_that_cannot_grow_takes_no_more() {
+        let ram = GuestRam::allocate(8 * MIB).unwrap();
+        let grow = |bytes| ram.grow(bytes, |_| Ok::<_, MemoryError>(()));
+        grow(0).unwrap();
+        assert!(grow(BLOCK).is_err());
     }
 
     #[test]

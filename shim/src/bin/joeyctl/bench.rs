@@ -31,7 +31,7 @@ pub fn run(config: &Config, runs: u32, cold: bool, json: bool) -> anyhow::Result
     }
     ensure!(runs > 0, "--runs must be at least 1");
     let config = Arc::new(Config {
-        templates: config.templates && !config.console && !cold,
+        templates: config.uses_templates() && !cold,
         ..config.clone()
     });
     let starts = node::run(measure(&config, runs))?;

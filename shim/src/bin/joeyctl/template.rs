@@ -36,7 +36,7 @@ pub fn run(config: &Config, what: Template) -> anyhow::Result<()> {
 }
 
 fn build(config: &Config) -> anyhow::Result<()> {
-    if !config.templates || config.console {
+    if !config.uses_templates() {
         bail!("sandboxes of this node boot: set templates, and not console, in the configuration");
     }
     let config = Arc::new(config.clone());
