@@ -294,6 +294,37 @@ pub fn configuration(
     }
 }
 
+/// The same for no pod: what it touches in the guest is what a pod's touches. The addresses
+/// are those of documentation (RFC 5737 and 3849).
+pub fn rehearsal() -> ConfigureRequest {
+    let route = |destination: &str, gateway: &str| Route {
+        destination: destination.into(),
+        gateway: gateway.into(),
+        interface: "eth0".into(),
+        ..Default::default()
+    };
+    ConfigureRequest {
+        sandbox_id: "rehearsal".into(),
+        hostname: "rehearsal".into(),
+        dns: Some(Dns::default()).into(),
+        interfaces: vec![Interface {
+            name: "eth0".into(),
+            mac: vec![2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            addresses: vec!["192.0.2.2/24".into(), "2001:db8::2/64".into()],
+            ..Default::default()
+        }],
+        routes: vec![
+            route("0.0.0.0/0", "192.0.2.1"),
+            route("::/0", "2001:db8::1"),
+        ],
+        clock_ns: 1_700_000_000_000_000_000,
+        entropy: vec![0; 64],
+        cpus: 1,
+        ..Default::default()
+    }
+}
+
 /// The pod's name; a pod without one has the host's, as with any runtime.
 fn hostname(name: &str) -> String {
     if !name.is_empty() {

@@ -158,7 +158,7 @@ fn one(config: &Config, template: &Template, place: &Path) -> Result<OwnedFd> {
     let cgroup = Cgroup::create(Path::new(CGROUP)).map_err(Error::failed)?;
     let name = format!("spare-{}", std::process::id());
     let stages = Stages::default();
-    let (vmm, _log) = restore(config, &name, template, &cgroup.vmm_dir(), &stages)?;
+    let (vmm, _log) = restore(config, &name, template, &cgroup.vmm_dir(), true, &stages)?;
     let pid = i32::try_from(vmm.pid()).map_err(Error::failed)?;
     let started = record::start_time(pid).map_err(|error| Error::Failed(error.to_string()))?;
     let started = started.ok_or_else(|| Error::Failed("the VMM has died".into()))?;

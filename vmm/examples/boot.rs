@@ -156,6 +156,7 @@ fn run(options: &Options) -> Result<(), Failure> {
                     kernel: kernel.as_fd(),
                     memory: memory.as_fd(),
                     state: state.as_fd(),
+                    changes: None,
                 },
             )?;
         }

@@ -40,6 +40,12 @@ pub enum Action {
     /// Write a VM that is paused to two files: its memory, whose file has the right length
     /// and is empty otherwise, and the rest, to an empty file. Carries both, in this order.
     Save,
+    /// Remember which pages are written to, of a VM that is paused.
+    LogWrites,
+    /// Write down which pages were written to since [`Action::LogWrites`], of a VM that is
+    /// paused again. Carries the file that its memory was saved to before that, and an empty
+    /// one for the list, of which nobody but [`Action::Restore`] knows the format.
+    Changes,
     /// Make one image file readable in the image window at `offset`.
     /// Carries the file's descriptor. Offset and length: multiples of 4096.
     MapImage {

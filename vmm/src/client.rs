@@ -255,6 +255,21 @@ impl Vmm {
         self.done(&Action::Save, &[memory, state])
     }
 
+    /// Remembers from now on which pages are written to, of a paused VM.
+    pub fn log_writes(&mut self) -> Result<(), ClientError> {
+        self.done(&Action::LogWrites, &[])
+    }
+
+    /// Writes to an empty file which pages those are, of a paused VM that was saved to this
+    /// file. See [`RestoreFiles::changes`].
+    pub fn changes(
+        &mut self,
+        memory: BorrowedFd<'_>,
+        list: BorrowedFd<'_>,
+    ) -> Result<(), ClientError> {
+        self.done(&Action::Changes, &[memory, list])
+    }
+
     /// Makes the first `length` bytes of `file` readable at `offset` of the image
     /// window. Both are multiples of 4096.
     pub fn map_image(

@@ -166,11 +166,17 @@ impl Cpus {
         Ok(())
     }
 
+    /// Whether none is in the guest.
+    pub fn check_paused(&self) -> Result<(), CpuError> {
+        match self.running {
+            true => Err(CpuError::Running),
+            false => Ok(()),
+        }
+    }
+
     /// Takes all down.
     pub fn save(&self) -> Result<Vec<(u8, SavedCpu)>, CpuError> {
-        if self.running {
-            return Err(CpuError::Running);
-        }
+        self.check_paused()?;
         let saved = self.cpus.iter().map(|cpu| {
             cpu.order(Order::Save)?;
             match cpu.answer()? {

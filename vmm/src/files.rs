@@ -26,6 +26,10 @@ pub struct RestoreFiles<F> {
     pub memory: F,
     /// Everything else, open for reading.
     pub state: F,
+    /// Given when the VM is made ahead of time, and open for reading: which pages the guest
+    /// writes to soon ([`crate::Action::Changes`]). It gets its own copies of them at once,
+    /// and the others are mapped, which it would wait for later.
+    pub changes: Option<F>,
 }
 
 /// What a VM runs on, sent with [`crate::Action::Run`].
@@ -79,17 +83,23 @@ impl<F> BootFiles<F> {
 impl<F> RestoreFiles<F> {
     /// The descriptors in the order in which they are sent.
     pub fn into_list(self) -> Vec<F> {
-        vec![self.kvm, self.kernel, self.memory, self.state]
+        let mut list = vec![self.kvm, self.kernel, self.memory, self.state];
+        list.extend(self.changes);
+        list
     }
 
     /// The reverse of [`Self::into_list`]; `None` when the number is wrong.
     pub fn from_list(list: Vec<F>) -> Option<Self> {
-        let [kvm, kernel, memory, state] = <[F; 4]>::try_from(list).ok()?;
+        if !(4..=5).contains(&list.len()) {
+            return None;
+        }
+        let mut files = list.into_iter();
         Some(Self {
-            kvm,
-            kernel,
-            memory,
-            state,
+            kvm: files.next()?,
+            kernel: files.next()?,
+            memory: files.next()?,
+            state: files.next()?,
+            changes: files.next(),
         })
     }
 }
@@ -153,17 +163,20 @@ mod tests {
             let back = back.outlets.map(|outlets| (outlets.events, outlets.log));
             assert_eq!(back, outlets.then_some((7, 8)));
         }
-        let files = RestoreFiles {
-            kvm: 1,
-            kernel: 2,
-            memory: 3,
-            state: 4,
-        };
-        let back = RestoreFiles::from_list(files.into_list()).unwrap();
-        assert_eq!(
-            (back.kvm, back.kernel, back.memory, back.state),
-            (1, 2, 3, 4)
-        );
+        for changes in [None, Some(5)] {
+            let files = RestoreFiles {
+                kvm: 1,
+                kernel: 2,
+                memory: 3,
+                state: 4,
+                changes,
+            };
+            let back = RestoreFiles::from_list(files.into_list()).unwrap();
+            assert_eq!(
+                (back.kvm, back.kernel, back.memory, back.state, back.changes),
+                (1, 2, 3, 4, changes)
+            );
+        }
     }
 
     #[test]
@@ -171,6 +184,7 @@ mod tests {
         assert!(BootFiles::from_list(vec![0; 3], true).is_none());
         assert!(BootFiles::from_list(vec![0; 4], false).is_none());
         assert!(RestoreFiles::from_list(vec![0; 3]).is_none());
+        assert!(RestoreFiles::from_list(vec![0; 6]).is_none());
         assert!(RunFiles::from_list(vec![0; 1], false, false).is_none());
         assert!(RunFiles::from_list(vec![0; 3], false, false).is_none());
         assert!(RunFiles::from_list(vec![0; 3], false, true).is_none());

@@ -123,7 +123,7 @@ fn check_restore(spec: &VmSpec, files: Vec<OwnedFd>) -> Result<RestoreFiles<Owne
     }
     let count = files.len();
     RestoreFiles::from_list(files)
-        .ok_or_else(|| format!("{count} descriptors came with restore, which takes 4"))
+        .ok_or_else(|| format!("{count} descriptors came with restore, which takes 4 or 5"))
 }
 
 /// Tells the owner of a VM that cannot be built.
@@ -295,6 +295,13 @@ impl Owner {
                 };
                 self.storage.check_detached()?;
                 self.machine.save(self.ram, memory, state)?;
+            }
+            Action::LogWrites => self.machine.log_writes(self.ram)?,
+            Action::Changes => {
+                let Ok([memory, list]) = <[OwnedFd; 2]>::try_from(files) else {
+                    return Err("changes takes the file of memory and one for the list".into());
+                };
+                self.machine.changes(self.ram, memory, list)?;
             }
             Action::MapImage { offset, length } => {
                 let file = only(files).ok_or("map_image takes exactly one descriptor")?;

@@ -53,10 +53,13 @@ mod kvm {
         0x9000_aea4, // GET_XSAVE
         0x8188_aea6, // GET_XCRS
     ];
-    /// How the interrupt controllers and the clock are saved.
-    pub const SAVE: [u32; 2] = [
+    /// How the interrupt controllers and the clock are saved, and what is written after that
+    /// is remembered.
+    pub const SAVE: [u32; 4] = [
         0xc208_ae62, // GET_IRQCHIP
         0x8030_ae7c, // GET_CLOCK
+        SET_USER_MEMORY_REGION,
+        0x4010_ae42, // GET_DIRTY_LOG
     ];
     /// What the thread that makes vCPUs does, and, as they inherit its filter, theirs.
     pub const MAKE: [u32; 3 + VCPU.len()] = {

@@ -1,5 +1,7 @@
 //! One virtual CPU and the loop that runs it.
 
+use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
@@ -10,7 +12,7 @@ use crate::arch::x86_64::cpuid::Template;
 use crate::arch::x86_64::state::SavedCpu;
 use crate::arch::x86_64::{msrs, regs};
 use crate::devices::bus::{Bus, Outcome};
-use crate::kvm::{KvmError, Leash, failed};
+use crate::kvm::{self, KvmError, Leash, failed};
 use crate::memory::GuestRam;
 use crate::metrics::VcpuCounters;
 
@@ -98,6 +100,14 @@ impl Vcpu {
     /// Becomes a vCPU that was saved.
     pub fn restore(&self, saved: &SavedCpu) -> Result<(), KvmError> {
         saved.restore(&self.fd)
+    }
+
+    /// Maps guest memory as if the vCPU had read it.
+    ///
+    /// # Errors
+    /// Before Linux 6.11.
+    pub fn map_ahead(&self, range: Range<u64>) -> io::Result<()> {
+        kvm::pre_fault(&self.fd, range)
     }
 
     /// Takes it down.

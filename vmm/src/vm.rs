@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
@@ -31,7 +32,7 @@ use crate::metrics::{Stats, VcpuCounters};
 use crate::poll::lock;
 use crate::resize::MemoryDevices;
 use crate::slots;
-use crate::snapshot::{Snapshot, SnapshotError};
+use crate::snapshot::{self, Snapshot, SnapshotError};
 use crate::spec::VmSpec;
 use crate::sys;
 use crate::vcpu::{Shared, Vcpu};
@@ -224,7 +225,7 @@ impl Vm {
         lock(&balloon.device).restore(snapshot.balloon);
         lock(&mem.device).restore(&snapshot.mem, |piece| slots.add(piece))?;
         // Also what was plugged.
-        ram.load(memory.as_fd())?;
+        let mapped = ram.load(memory.as_fd())?;
         for (index, saved) in &snapshot.cpus {
             let vcpu = vm.cpus.make(*index)?;
             vcpu.restore(saved)?;
@@ -234,7 +235,27 @@ impl Vm {
         let restored = vm.cpus.shared.bus.restore(&snapshot.devices);
         restored.map_err(SnapshotError::from)?;
         lock(&vm.peripherals.vsock.device).restore(snapshot.vsock);
+        if let Some(changes) = files.changes {
+            vm.map_ahead(mapped, &File::from(changes))?;
+        }
         Ok(vm)
+    }
+
+    /// Does now what the guest would wait for when it runs. What this host cannot do ahead,
+    /// which older kernels cannot, is done then.
+    fn map_ahead(&self, mapped: Vec<Range<u64>>, changes: &File) -> Result<(), VmError> {
+        let changes = snapshot::read_changes(changes)?;
+        let Some((_, vcpu)) = self.made.first() else {
+            return Ok(());
+        };
+        let owned = changes
+            .iter()
+            .try_for_each(|range| self.ram.make_own(range));
+        let _ = owned.and_then(|()| {
+            let mut ranges = changes.into_iter().chain(mapped);
+            ranges.try_for_each(|range| vcpu.map_ahead(range))
+        });
+        Ok(())
     }
 
     /// Everything but the vCPUs and what is in memory.

@@ -92,6 +92,7 @@ fn what_is_no_snapshot_is_refused() {
         kernel: null.as_fd(),
         memory: null.as_fd(),
         state: null.as_fd(),
+        changes: None,
     };
     let text = refusal(vmm.restore(&spec(), files));
     assert!(text.contains("no snapshot of joey-vmm"), "{text}");

@@ -47,6 +47,7 @@ pub async fn cold(parts: &Parts<'_>, scratch: &Path, limit: Duration) -> anyhow:
 pub struct Template {
     memory: File,
     state: File,
+    changes: File,
 }
 
 impl Template {
@@ -63,7 +64,7 @@ impl Template {
             options.read(true).write(true).create(true).truncate(true);
             options.open(directory.join(name))
         };
-        let (memory, state) = (file("memory")?, file("state")?);
+        let (memory, state, changes) = (file("memory")?, file("state")?, file("changes")?);
         memory.set_len(u64::from(parts.memory_mib) << 20)?;
         let host = Host::new(parts, scratch)?;
         let mut vmm = host.spawn(parts)?;
@@ -76,11 +77,21 @@ impl Template {
         }
         vmm.pause()?;
         vmm.save(memory.as_fd(), state.as_fd())?;
+        vmm.log_writes()?;
+        vmm.resume()?;
+        Watch::start().answer(&host, limit).await?;
+        vmm.pause()?;
+        vmm.changes(memory.as_fd(), changes.as_fd())?;
         vmm.shutdown()?;
-        Ok(Self { memory, state })
+        Ok(Self {
+            memory,
+            state,
+            changes,
+        })
     }
 
-    fn restore(&self, parts: &Parts<'_>, vmm: &mut Vmm) -> anyhow::Result<()> {
+    /// `ahead`: nobody waits for it yet.
+    fn restore(&self, parts: &Parts<'_>, vmm: &mut Vmm, ahead: bool) -> anyhow::Result<()> {
         let (kvm, kernel) = (
             open(Path::new("/dev/kvm"), true)?,
             open(parts.kernel, false)?,
@@ -90,6 +101,7 @@ impl Template {
             kernel: kernel.as_fd(),
             memory: self.memory.as_fd(),
             state: self.state.as_fd(),
+            changes: ahead.then(|| self.changes.as_fd()),
         };
         Ok(vmm.restore(&spec(parts), files)?)
     }
@@ -106,7 +118,7 @@ pub async fn restored(
     let mut watch = Watch::start();
     let mut vmm = host.spawn(parts)?;
     watch.stage("spawn");
-    template.restore(parts, &mut vmm)?;
+    template.restore(parts, &mut vmm, false)?;
     watch.stage("restore: VM made and jailed");
     host.run(&mut vmm)?;
     watch.stage("run");
@@ -124,7 +136,7 @@ pub async fn taken(
 ) -> anyhow::Result<Run> {
     let host = Host::new(parts, scratch)?;
     let mut spare = host.spawn(parts)?;
-    template.restore(parts, &mut spare)?;
+    template.restore(parts, &mut spare, true)?;
     let path = parts.directory.join("spare");
     let _ = std::fs::remove_file(&path);
     let pid = spare.pid();

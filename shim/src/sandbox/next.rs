@@ -1,13 +1,18 @@
-//! What a sandbox that has started does for the ones after it: the node's template, and
-//! VMs that wait for a pod.
+//! What a start leaves for later: the pod's accounts, and for the sandboxes after it the
+//! node's template and VMs that wait for a pod.
 
 use std::sync::Arc;
+use std::thread::yield_now;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
+use rustix::process::{getpriority_process, setpriority_process};
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use super::Sandbox;
 use crate::config::Config;
+use crate::host::remains;
 use crate::{pool, templates};
 
 /// How long a shim whose pod has ended goes on with it: else nodes with nothing but pods
@@ -17,12 +22,37 @@ const TIME: Duration = Duration::from_secs(60);
 /// Held while it is done.
 static BUSY: Mutex<()> = Mutex::const_new(());
 
+/// The least of priorities.
+const LAST: i32 = 19;
+
+impl Sandbox {
+    /// Does it, when whoever waits for the sandbox has been served. Once.
+    pub(super) fn afterwards(&self) {
+        let vm = self.vm.clone();
+        // Before the pod can end.
+        let busy = BUSY.try_lock().ok();
+        tokio::spawn(async move {
+            let config = vm.config().clone();
+            let booted = vm.booted();
+            let adopted = spawn_blocking(move || {
+                let_others_go_first();
+                vm.adopt();
+            });
+            // It does not panic.
+            let _ = adopted.await;
+            if let Some(busy) = busy {
+                prepare(config.clone(), booted, busy).await;
+            }
+            let _ = spawn_blocking(move || remains::reconcile_sometimes(&config)).await;
+        });
+    }
+}
+
 /// Has the next sandboxes start sooner. `booted`: this one found no template.
-pub(super) async fn prepare(config: Arc<Config>, booted: bool) {
+async fn prepare(config: Arc<Config>, booted: bool, _busy: MutexGuard<'static, ()>) {
     if !config.uses_templates() {
         return;
     }
-    let _busy = BUSY.lock().await;
     if booted {
         templates::build_in_background(config.clone()).await;
     }
@@ -33,5 +63,19 @@ pub(super) async fn prepare(config: Arc<Config>, booted: bool) {
 pub async fn finish() {
     if timeout(TIME, BUSY.lock()).await.is_err() {
         tracing::warn!("a template takes too long to make: it is given up");
+    }
+}
+
+/// Lets whatever else wants this processor have it, once. On a busy host, where others would
+/// always want it, that is over after some hundred milliseconds.
+fn let_others_go_first() {
+    // Of this thread, whatever the names say (setpriority(2)).
+    let Ok(own) = getpriority_process(None) else {
+        return;
+    };
+    if setpriority_process(None, LAST).is_ok() {
+        yield_now();
+        // Who may not take it back stays last.
+        let _ = setpriority_process(None, own);
     }
 }

@@ -109,6 +109,7 @@ impl Sandbox {
         if let Some(exit) = early {
             self.finish_itself(process, exit);
         }
+        self.afterwards();
         Ok(pid)
     }
 

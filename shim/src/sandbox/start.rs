@@ -11,13 +11,13 @@ use containerd_shim_protos::ttrpc;
 use tokio::sync::watch as channel;
 
 use super::growth::{self, Growth};
-use super::{By, Sandbox, next, watch};
+use super::{By, Sandbox, watch};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::forward::Forwarder;
 use crate::guest::{self, Guest};
-use crate::host::{record, remains};
+use crate::host::record;
 use crate::images::blobs::BlobStore;
 use crate::images::window::Window;
 use crate::pod::{self, PodSpec};
@@ -85,11 +85,12 @@ impl Sandbox {
         let report = stages.report(&request.id);
         tracing::debug!(stages = report, "sandbox started");
         vm.note(stages::FILE, report.as_bytes());
-        tokio::spawn(next::prepare(request.config.clone(), vm.booted()));
-        let config = request.config.clone();
-        // Nobody waits for it, and it is rarely done.
-        tokio::task::spawn_blocking(move || remains::reconcile_sometimes(&config));
-        Ok(Self::run(request, vm, guest, events, stages))
+        let sandbox = Self::run(request, vm, guest, events, stages);
+        if sandbox.alone() {
+            // Nobody asks for its start.
+            sandbox.afterwards();
+        }
+        Ok(sandbox)
     }
 
     fn run(
@@ -147,8 +148,6 @@ impl Sandbox {
         tokio::spawn(watch::vm(sandbox.clone(), events));
         tokio::spawn(watch::agent(sandbox.clone()));
         tokio::spawn(watch::volumes(sandbox.clone()));
-        let vm = sandbox.vm.clone();
-        tokio::task::spawn_blocking(move || vm.adopt());
         tokio::spawn(growth::keep(sandbox.clone()));
         sandbox
     }

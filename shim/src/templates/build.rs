@@ -1,4 +1,5 @@
 //! Makes a template: boots a VM that is nobody's, and saves it when its agent has answered.
+//! Then it goes on as a sandbox would, to find out which pages one writes to at its start.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,13 +10,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::recipe::Recipe;
-use super::{LOCK, MANIFEST, MEMORY, Manifest, STATE, Seal, directory, find, remove};
+use super::{CHANGES, LOCK, MANIFEST, MEMORY, Manifest, STATE, Seal, directory, find, remove};
 use super::{TemplateError, remove_outdated};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::guest::{self, Guest};
 use crate::host::lock::ByteLock;
-use crate::pod::Size;
+use crate::pod::{self, Size};
 use crate::vm::{Plan, Vm, shape};
 
 /// Stands for containerd's namespace; no namespace begins with a dot.
@@ -93,9 +94,14 @@ async fn make(config: &Arc<Config>, recipe: Recipe, key: &str) -> Result<()> {
         move |error: std::io::Error| Error::Failed(format!("{what}: {error}"))
     };
     fs::create_dir_all(&place).map_err(failed(&place))?;
-    let (memory, state) = (place.join(MEMORY), place.join(STATE));
-    let create = |path: &Path| File::create(path).map_err(failed(path));
+    let [memory, state, changes] = [MEMORY, STATE, CHANGES].map(|name| place.join(name));
+    let create = |path: &Path| {
+        let mut options = File::options();
+        let options = options.read(true).write(true).create_new(true);
+        options.open(path).map_err(failed(path))
+    };
     let (memory_file, state_file) = (create(&memory)?, create(&state)?);
+    let changes_file = create(&changes)?;
     let bytes = u64::from(recipe.spec().memory_mib) << 20;
     memory_file.set_len(bytes).map_err(failed(&memory))?;
 
@@ -117,7 +123,10 @@ async fn make(config: &Arc<Config>, recipe: Recipe, key: &str) -> Result<()> {
     let (vm, _events) = Vm::start(&plan, &Arc::default()).await?;
     let saved = async {
         settle(&vm).await?;
-        vm.save(memory_file, state_file).await
+        let saved = memory_file.try_clone().map_err(failed(&memory))?;
+        vm.save(memory_file, state_file).await?;
+        rehearse(&vm).await?;
+        vm.changes(saved, changes_file).await
     };
     let saved = saved.await;
     vm.release().await;
@@ -131,6 +140,7 @@ async fn make(config: &Arc<Config>, recipe: Recipe, key: &str) -> Result<()> {
             recipe,
             memory: seal(&memory)?,
             state: seal(&state)?,
+            changes: seal(&changes)?,
         };
         let text = serde_json::to_vec(&manifest).expect("a manifest is plain data");
         let (partial, whole) = (place.join("manifest.partial"), place.join(MANIFEST));
@@ -139,6 +149,18 @@ async fn make(config: &Arc<Config>, recipe: Recipe, key: &str) -> Result<()> {
             .map_err(|error| TemplateError::Io(whole, error))
     });
     sealed.await.map_err(Error::failed)?.map_err(Error::failed)
+}
+
+/// Has the guest start as a sandbox's would.
+async fn rehearse(vm: &Arc<Vm>) -> Result<()> {
+    let guest = Guest::connect(vm.vsock().clone())
+        .await
+        .map_err(Error::failed)?;
+    let message = pod::rehearsal();
+    guest.guest.configure(guest::question(), &message).await?;
+    // What the agent does after its answer is over before that.
+    drop(guest);
+    closed(vm).await
 }
 
 /// Waits until the agent has answered and is idle.
@@ -151,6 +173,11 @@ async fn settle(vm: &Arc<Vm>) -> Result<()> {
         .stats(guest::question(), &Default::default())
         .await?;
     drop(guest);
+    closed(vm).await
+}
+
+/// Waits until the agent has closed all connections.
+async fn closed(vm: &Arc<Vm>) -> Result<()> {
     for _ in 0..ASKED {
         if vm.stats().await?.vsock.open == 0 {
             return Ok(());

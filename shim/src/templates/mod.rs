@@ -30,6 +30,7 @@ const LOCK: &str = "templates.lock";
 /// Files of a template.
 const MEMORY: &str = "memory";
 const STATE: &str = "state";
+const CHANGES: &str = "changes";
 const MANIFEST: &str = "manifest.json";
 /// What is read at once of a file that is verified, in bytes.
 const PAGE: usize = 4096;
@@ -87,6 +88,7 @@ struct Manifest {
     recipe: Recipe,
     memory: Seal,
     state: Seal,
+    changes: Seal,
 }
 
 impl Manifest {
@@ -113,6 +115,8 @@ pub struct Template {
     pub memory: File,
     /// Everything else.
     pub state: File,
+    /// Which pages a sandbox writes to when it starts.
+    pub changes: File,
 }
 
 /// Opens the template of a recipe; `None`: there is none.
@@ -129,6 +133,7 @@ pub fn find(state_dir: &Path, recipe: &Recipe) -> Result<Option<Template>, Templ
         key,
         memory: manifest.memory.open(directory.join(MEMORY))?,
         state: manifest.state.open(directory.join(STATE))?,
+        changes: manifest.changes.open(directory.join(CHANGES))?,
     }))
 }
 
@@ -279,10 +284,12 @@ mod tests {
             fs::create_dir_all(&place).unwrap();
             fs::write(place.join(MEMORY), memory).unwrap();
             fs::write(place.join(STATE), state).unwrap();
+            fs::write(place.join(CHANGES), "[]").unwrap();
             let manifest = Manifest {
                 recipe: recipe.clone(),
                 memory: Seal::of(&place.join(MEMORY)).unwrap(),
                 state: Seal::of(&place.join(STATE)).unwrap(),
+                changes: Seal::of(&place.join(CHANGES)).unwrap(),
             };
             fs::write(place.join(MANIFEST), serde_json::to_vec(&manifest).unwrap()).unwrap();
             Self { dir, recipe }
@@ -323,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_changed_byte_is_found_wherever_it_is() {
-        for (name, offset) in [(MEMORY, 0), (MEMORY, 9_999), (STATE, 2)] {
+        for (name, offset) in [(MEMORY, 0), (MEMORY, 9_999), (STATE, 2), (CHANGES, 1)] {
             let node = Node::new(&[7; 10_000], b"state");
             let path = node.place().join(name);
             let file = File::options().write(true).open(&path).unwrap();

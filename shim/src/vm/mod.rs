@@ -127,7 +127,7 @@ impl Vm {
     }
 
     /// The operator's settings when it was made.
-    pub fn config(&self) -> &Config {
+    pub fn config(&self) -> &Arc<Config> {
         &self.config
     }
 
@@ -175,15 +175,30 @@ impl Vm {
         self.ask("cannot resume the VM", Vmm::resume).await
     }
 
-    /// Stops it and writes it to two files: its memory, to one of that length, and the
-    /// rest.
+    /// Stops it, writes it to two files, its memory, to one of that length, and the rest, and
+    /// lets it go on. It remembers then which pages it writes to.
     ///
     /// # Errors
     /// When the VMM refuses or is gone. It may stand still then.
     pub async fn save(self: &Arc<Self>, memory: File, state: File) -> Result<()> {
         self.ask("cannot save the VM", move |vmm| {
             vmm.pause()?;
-            vmm.save(memory.as_fd(), state.as_fd())
+            vmm.save(memory.as_fd(), state.as_fd())?;
+            vmm.log_writes()?;
+            vmm.resume()
+        })
+        .await
+    }
+
+    /// Stops it and writes to `list` which pages of it were written to since its memory was
+    /// saved to this file.
+    ///
+    /// # Errors
+    /// When the VMM refuses or is gone.
+    pub async fn changes(self: &Arc<Self>, memory: File, list: File) -> Result<()> {
+        self.ask("cannot list what the VM has written", move |vmm| {
+            vmm.pause()?;
+            vmm.changes(memory.as_fd(), list.as_fd())
         })
         .await
     }

@@ -160,7 +160,14 @@ fn from_template(
     if let Some(vmm) = taken {
         return Ok(Some((vmm, messages, Origin::Pool)));
     }
-    match restore(config, &plan.id, &template, &cgroup.vmm_dir(), stages) {
+    match restore(
+        config,
+        &plan.id,
+        &template,
+        &cgroup.vmm_dir(),
+        false,
+        stages,
+    ) {
         Ok((vmm, log)) => Ok(Some((vmm, log, Origin::Template))),
         Err(error) => {
             discard_template(config, &template.key, &error);
@@ -170,12 +177,13 @@ fn from_template(
 }
 
 /// Makes a VM that goes on from a template. `name`: whoever it is for; the other result
-/// is where the VMM's messages can be read.
+/// is where the VMM's messages can be read. `ahead`: nobody waits for it yet.
 pub(crate) fn restore(
     config: &Config,
     name: &str,
     template: &Template,
     cgroup: &Path,
+    ahead: bool,
     stages: &Stages,
 ) -> Result<(Vmm, OwnedFd)> {
     let kvm = files::kvm().map_err(Error::failed)?;
@@ -186,6 +194,7 @@ pub(crate) fn restore(
         kernel: kernel.as_fd(),
         memory: template.memory.as_fd(),
         state: template.state.as_fd(),
+        changes: ahead.then(|| template.changes.as_fd()),
     };
     let spec = shape(config, uid);
     let restored = stages.time_blocking("restore", || vmm.restore(&spec, files));

@@ -1,16 +1,20 @@
-//! KVM with the parts that need `unsafe` wrapped: opening by descriptor, memory slots,
-//! and taking a vCPU out of the guest from another thread.
+//! KVM with the parts that need `unsafe` wrapped: opening by descriptor, memory slots and
+//! what of them is mapped ahead, and taking a vCPU out of the guest from another thread.
 #![allow(unsafe_code)]
 
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::{kvm_userspace_memory_region, kvm_xsave};
+use kvm_bindings::{
+    KVM_MEM_LOG_DIRTY_PAGES, kvm_pre_fault_memory, kvm_userspace_memory_region, kvm_xsave,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use crate::memory::{GuestRam, Piece};
+use crate::memory::{GuestRam, PAGE, Piece};
 
 /// The only KVM interface version there is since 2007.
 const API_VERSION: i32 = 12;
@@ -109,18 +113,78 @@ impl Leash {
     }
 }
 
-/// Makes the guest's memory the VM's.
-pub fn add_memory(vm: &VmFd, ram: GuestRam) -> Result<(), KvmError> {
-    for (slot, (start, length, host)) in (0..).zip(ram.regions()) {
-        add_slot(vm, slot, start, length, host)?;
+/// KVM_PRE_FAULT_MEMORY (Documentation/virt/kvm/api.rst, 4.143).
+const PRE_FAULT_MEMORY: libc::Ioctl =
+    nix::request_code_readwrite!(0xae, 0xd5, size_of::<kvm_pre_fault_memory>());
+
+/// Maps guest memory as if a vCPU had read it.
+///
+/// # Errors
+/// Where KVM cannot, as before Linux 6.11.
+pub fn pre_fault(vcpu: &VcpuFd, range: Range<u64>) -> io::Result<()> {
+    let mut rest = kvm_pre_fault_memory {
+        gpa: range.start,
+        size: range.end.saturating_sub(range.start),
+        ..Default::default()
+    };
+    while rest.size > 0 {
+        // SAFETY: KVM reads and writes this structure alone; what it maps is memory that
+        // the guest has already.
+        if unsafe { libc::ioctl(vcpu.as_raw_fd(), PRE_FAULT_MEMORY, &mut rest) } == 0 {
+            continue;
+        }
+        match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => {}
+            error => return Err(error),
+        }
     }
     Ok(())
 }
 
-fn add_slot(vm: &VmFd, slot: u32, start: u64, length: u64, host: u64) -> Result<(), KvmError> {
+/// Makes the guest's memory the VM's.
+pub fn add_memory(vm: &VmFd, ram: GuestRam) -> Result<(), KvmError> {
+    for (slot, (start, length, host)) in (0..).zip(ram.regions()) {
+        set_slot(vm, slot, 0, start, length, host)?;
+    }
+    Ok(())
+}
+
+/// Has KVM remember which pages the guest writes to from now on. What was plugged is left
+/// out.
+pub fn log_writes(vm: &VmFd, ram: GuestRam) -> Result<(), KvmError> {
+    for (slot, (start, length, host)) in (0..).zip(ram.first_regions()) {
+        set_slot(vm, slot, KVM_MEM_LOG_DIRTY_PAGES, start, length, host)?;
+    }
+    Ok(())
+}
+
+/// The addresses of those pages.
+pub fn written(vm: &VmFd, ram: GuestRam) -> Result<Vec<u64>, KvmError> {
+    let mut pages = Vec::new();
+    for (slot, (start, length, _)) in (0..).zip(ram.first_regions()) {
+        let words = vm
+            .get_dirty_log(slot, length as usize)
+            .map_err(failed("tell what the guest has written"))?;
+        let bits = words.into_iter().enumerate().flat_map(|(index, word)| {
+            let set = (0..u64::BITS).filter(move |bit| word >> bit & 1 != 0);
+            set.map(move |bit| index as u64 * 64 + u64::from(bit))
+        });
+        pages.extend(bits.map(|page| start + page * PAGE));
+    }
+    Ok(pages)
+}
+
+fn set_slot(
+    vm: &VmFd,
+    slot: u32,
+    flags: u32,
+    start: u64,
+    length: u64,
+    host: u64,
+) -> Result<(), KvmError> {
     let region = kvm_userspace_memory_region {
         slot,
-        flags: 0,
+        flags,
         guest_phys_addr: start,
         memory_size: length,
         userspace_addr: host,
@@ -147,7 +211,14 @@ impl MemorySlots {
 
     /// Adds a piece.
     pub fn add(&mut self, piece: Piece) -> Result<(), KvmError> {
-        add_slot(&self.vm, self.next, piece.start, piece.length, piece.host)?;
+        set_slot(
+            &self.vm,
+            self.next,
+            0,
+            piece.start,
+            piece.length,
+            piece.host,
+        )?;
         self.next += 1;
         Ok(())
     }

@@ -39,11 +39,13 @@ impl GuestRam {
     }
 
     /// Gives it the content of a file ([`Self::save`]), which is mapped private: pages that
-    /// the guest does not write to are the page cache's, shared with all others.
+    /// the guest does not write to are the page cache's, shared with all others. Returns
+    /// where in guest memory it is mapped.
     ///
     /// Holes are not mapped. A guest that touches a hole of a file in memory has the host
     /// put a page of zeros into the file, for ever, and then make a copy of it.
-    pub fn load(&self, file: BorrowedFd<'_>) -> Result<(), MemoryError> {
+    pub fn load(&self, file: BorrowedFd<'_>) -> Result<Vec<Range<u64>>, MemoryError> {
+        let mut mapped = Vec::new();
         let mut offset = 0;
         for (start, length, _) in self.regions() {
             let mut at = offset;
@@ -55,11 +57,13 @@ impl GuestRam {
             while let Some(data) = data(file, at..end).map_err(failed)? {
                 at = data.end;
                 let address = start + (data.start - offset);
-                self.map_file(file, data.start, address, data.end - data.start)?;
+                let length = data.end - data.start;
+                self.map_file(file, data.start, address, length)?;
+                mapped.push(address..address + length);
             }
             offset = end;
         }
-        Ok(())
+        Ok(mapped)
     }
 
     /// The first part of a range that has no hole: from a page that is not zeros to one.

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 mod arena;
+mod changes;
 mod discard;
 mod hotplug;
 mod image;
@@ -19,6 +20,7 @@ use vm_memory::{
 };
 
 pub use arena::Arena;
+pub use changes::ranges;
 pub use hotplug::{BLOCK, Hotplug, Piece};
 pub use iovec::{BadBuffer, IoVec};
 
@@ -128,6 +130,12 @@ impl GuestRam {
             let host = region.as_ptr() as u64;
             (region.start_addr().0, region.len(), host)
         })
+    }
+
+    /// The same without what was plugged.
+    pub fn first_regions(&self) -> impl Iterator<Item = (u64, u64, u64)> {
+        let plugged = self.hotplug().map_or(u64::MAX, Hotplug::start);
+        self.regions().filter(move |(start, ..)| *start != plugged)
     }
 
     /// Maps `length` bytes of `file` from `offset` over guest memory at `address`:

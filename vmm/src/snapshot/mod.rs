@@ -7,6 +7,7 @@ mod envelope;
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
@@ -50,6 +51,9 @@ pub enum SnapshotError {
         /// Bytes of the VM.
         expected: u64,
     },
+    /// The list of what the guest writes first is none.
+    #[error("the snapshot's list of changes makes no sense: {0}; make it anew")]
+    Changes(#[from] serde_json::Error),
     /// Its devices are not those of this VM.
     #[error(transparent)]
     Devices(#[from] RestoreError),
@@ -124,4 +128,16 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+/// Writes down which ranges of guest memory have changed since it was saved.
+pub fn write_changes(changes: &[Range<u64>], mut file: File) -> io::Result<()> {
+    file.write_all(&serde_json::to_vec(changes)?)
+}
+
+/// The reverse, from the file's start, whoever has read it before.
+pub fn read_changes(file: &File) -> Result<Vec<Range<u64>>, SnapshotError> {
+    let size = file.metadata()?.len().min(MAX_STATE);
+    let mut text = vec![0; size as usize];
+    file.read_exact_at(&mut text, 0)?;
+    Ok(serde_json::from_slice(&text)?)
 }

@@ -85,6 +85,8 @@ pub async fn measure(
         let _ = std::fs::remove_file(CONFIG);
         let made = std::process::Command::new("joeyctl")
             .args(["template", "build"])
+            // Ours is for the report.
+            .stdout(std::io::stderr())
             .status()
             .context("cannot run joeyctl")?;
         anyhow::ensure!(made.success(), "joeyctl cannot make a template");
