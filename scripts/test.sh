@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # test.sh all: every test; the end-to-end suite without its bulk with one combination of
-# containerd, its ways and what pods run on, and in brief with others.
+# containerd, its ways and what pods run on, and in brief with others; the budgets.
 # test.sh matrix: the whole end-to-end suite with each.
 #
 # Two test hosts run side by side: one keeps one processor busy.
@@ -14,6 +14,9 @@ brief=(2.1-shim 1.7-podsandbox 2.1-joey-runc 2.1-joey-runc-shim 2.1-runc-joey)
 
 # Made before: two cargos would wait for each other.
 cargo test --workspace --no-run
+if [ "${1:-}" = all ]; then
+    cargo build --release -p integration --bin bench --bin testhost
+fi
 rm -f target/e2e-*.log
 
 # e2e WAY EXTENT: one run, whose output is kept for later.
@@ -35,10 +38,18 @@ all)
     (for way in "${brief[@]}"; do e2e "$way" brief || exit; done) &
     others=$!
     cargo test --workspace &
+    suite=$!
     status=0
-    # Unlike a command in the foreground, this is interrupted by a signal.
-    wait "$!" || status=$?
-    wait "$others" || status=$?
+    # Unlike a command in the foreground, this is interrupted by a signal. The budgets go where
+    # one of the two has ended, whichever is the shorter.
+    wait -n -p first "$suite" "$others" || status=$?
+    target/release/testhost budget >target/budget.log 2>&1 &
+    budget=$!
+    if [ "$first" = "$suite" ]; then last=$others; else last=$suite; fi
+    wait "$last" || status=$?
+    wait "$budget" || status=$?
+    printf '\n== budgets\n'
+    grep -v '^bench: .* round' target/budget.log || true
     show "${brief[@]}"
     exit "$status"
     ;;

@@ -310,11 +310,11 @@ fn the_pods_cgroup_pays_for_all() {
             } else {
                 format!("{dir}/{}", pod.id)
             };
-            assert_eq!(vmm_cgroup(&pod), format!("{own}/vmm"));
-            // It moves while the pod runs already.
+            // They move while the pod runs already, the shim after the VMM.
             sh(&format!(
                 "for i in $(seq 1000); do for p in $(cat {own}/shim/cgroup.procs 2>/dev/null); do readlink /proc/$p/exe | grep -q containerd-shim-joey && exit; done; sleep 0.1; done; exit 1"
             ));
+            assert_eq!(vmm_cgroup(&pod), format!("{own}/vmm"));
             let container = pod.start(BUSYBOX, &["sleep", "1000"]);
             assert_eq!(container.sh("echo fine"), "fine");
             let stats: Value =

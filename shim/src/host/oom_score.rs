@@ -4,6 +4,9 @@
 use std::fs;
 use std::io;
 
+/// A process with this score is never killed.
+pub const NEVER: i32 = -1000;
+
 /// The score of a process.
 ///
 /// # Errors

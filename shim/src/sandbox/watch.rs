@@ -65,6 +65,8 @@ async fn died(sandbox: &Sandbox, reason: &str) {
     if sandbox.stopping() || sandbox.vm.is_buried() {
         return;
     }
+    // If the pod is out of memory, there is none for so much as a thread of ours: first.
+    sandbox.vm.return_shim();
     let reason = sandbox.vm.bury(reason).await;
     tracing::error!(reason, "the sandbox has died");
 }

@@ -10,6 +10,7 @@ use tokio::task::spawn_blocking;
 use super::{Parts, Vm};
 use crate::error::chain;
 use crate::host::cgroup::Cgroup;
+use crate::host::oom_score;
 use crate::host::record::StateDir;
 
 impl Vm {
@@ -24,7 +25,15 @@ impl Vm {
             return;
         }
         match self.cgroup.enter() {
-            Ok(was) => *home = Some(was),
+            Ok(was) => {
+                *home = Some(was);
+                // When the pod is out of memory, a worker of KVM's may keep that of the dead
+                // VMM until it has got some itself. The next to be killed would be whoever
+                // tells containerd why the pod has ended.
+                if let Err(error) = oom_score::set(std::process::id(), oom_score::NEVER) {
+                    tracing::warn!(%error, "the host may kill the shim for the pod's want of memory");
+                }
+            }
             Err(error) => tracing::warn!(
                 sandbox = self.id,
                 error = chain(&error),
@@ -48,8 +57,8 @@ impl Vm {
         }
     }
 
-    /// Undoes [`Vm::adopt`] for this process.
-    fn return_shim(&self) {
+    /// Undoes [`Vm::adopt`] for this process. Blocks.
+    pub fn return_shim(&self) {
         let home = self
             .home
             .lock()
