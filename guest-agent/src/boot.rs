@@ -70,6 +70,7 @@ pub fn finish() -> Result<(), BootError> {
     // Without it the kernel drops log lines when many come at once. It refuses when the
     // kernel's command line has decided already.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on\n");
+    keep_quiet()?;
     enable_controllers()?;
     set_limits()?;
     umask(Mode::WGRP | Mode::WOTH);
@@ -85,6 +86,14 @@ fn mount_new(kind: &str, target: &str, flags: MountFlags, options: &CStr) -> Res
 
 fn write(file: &str, text: &str) -> Result<(), BootError> {
     fs::write(file, text).map_err(failed(format!("write {text:?} to {file}")))
+}
+
+/// An idle guest costs the host whatever its kernel wakes up for. By default that is twice a
+/// second to look whether memory should be compacted before anybody needs it, and once for
+/// counters that are read by nobody.
+fn keep_quiet() -> Result<(), BootError> {
+    write("/proc/sys/vm/compaction_proactiveness", "0")?;
+    write("/proc/sys/vm/stat_interval", "60")
 }
 
 /// Lets containers' cgroups have every controller of this kernel. The root cgroup is
