@@ -139,7 +139,8 @@ async fn end(mut idle: Vec<Idle>) -> anyhow::Result<()> {
 
 async fn cost(sandbox: &Idle) -> anyhow::Result<Cost> {
     let vmm = Cri::connect().sandbox_pid(&sandbox.pod).await?;
-    memory::cost_of_sandbox(vmm).with_context(|| format!("memory of {}", sandbox.pod.id))
+    memory::cost_of_sandbox(&sandbox.pod.id, vmm)
+        .with_context(|| format!("memory of {}", sandbox.pod.id))
 }
 
 /// The host's available memory in bytes, when it no longer changes: what ends is taken apart

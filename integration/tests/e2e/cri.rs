@@ -97,7 +97,10 @@ impl Pod {
     /// Runs a pod with this handler; `extra` is merged into the sandbox's config.
     pub fn with(handler: &str, extra: Value) -> Pod {
         let config = Pod::write_config(extra);
-        let id = sh(&format!("crictl runp --runtime {handler} {config}"));
+        // What a guest said last is the best that a failure leaves.
+        let id = sh(&format!(
+            "crictl runp --runtime {handler} {config} || {{ tail -n 30 /var/lib/joey/dead/* >&2; exit 1; }}"
+        ));
         Pod { id, config }
     }
 

@@ -200,8 +200,13 @@ impl Sandbox {
         }
         if !self.is_itself(&request.id) {
             if self.is_paused() {
-                // As a frozen process that is killed: somebody wants it to end.
-                self.thaw().await?;
+                // As a frozen process that is killed: somebody wants it to end. Of two who
+                // do, one comes too late.
+                if let Err(error) = self.thaw().await
+                    && self.is_paused()
+                {
+                    return Err(error);
+                }
             }
             let _answering = process.answering().await;
             return self.signal(request).await;

@@ -58,7 +58,7 @@ impl Sandbox {
     /// Names what is missing or failed; nothing is left then.
     pub async fn start(request: Request) -> Result<Arc<Self>> {
         let stages = Arc::new(Stages::default());
-        let plan = Plan {
+        let mut plan = Plan {
             id: request.id.clone(),
             namespace: request.namespace.clone(),
             bundle: Some(request.bundle.clone()),
@@ -69,18 +69,24 @@ impl Sandbox {
             size: request.pod.size,
             config: request.config.clone(),
         };
-        let (vm, events) = Vm::start(&plan, &stages).await?;
-        let guest = match configure(&request, &vm, &stages).await {
-            Ok(guest) => guest,
-            Err(error) => {
-                // An agent that refuses is not dead.
-                let error = match &error {
-                    Error::Guest(ttrpc::Error::RpcStatus(_)) => error,
-                    _ => Error::Failed(vm.bury(&error.to_string()).await),
-                };
-                vm.release().await;
-                return Err(error);
+        let (vm, guest, events) = match bring_up(&request, &plan, &stages).await? {
+            Ok(up) => up,
+            Err(Silent {
+                reason,
+                booted: false,
+            }) => {
+                tracing::warn!(
+                    reason,
+                    "a VM from the template does not answer: the sandbox boots"
+                );
+                plan.config = Arc::new(Config {
+                    templates: false,
+                    ..(*plan.config).clone()
+                });
+                let booted = bring_up(&request, &plan, &stages).await?;
+                booted.map_err(|silent| Error::Failed(silent.reason))?
             }
+            Err(silent) => return Err(Error::Failed(silent.reason)),
         };
         let report = stages.report(&request.id);
         tracing::debug!(stages = report, "sandbox started");
@@ -151,6 +157,40 @@ impl Sandbox {
         tokio::spawn(growth::keep(sandbox.clone()));
         sandbox
     }
+}
+
+/// A guest whose agent is not heard of any more.
+struct Silent {
+    reason: String,
+    /// Its kernel booted, instead of going on from a template.
+    booted: bool,
+}
+
+/// A VM whose agent is configured. Of one that does not answer nothing is left.
+///
+/// # Errors
+/// When there is no VM, or its agent refuses.
+async fn bring_up(
+    request: &Request,
+    plan: &Plan,
+    stages: &Arc<Stages>,
+) -> Result<std::result::Result<(Arc<Vm>, Guest, Events), Silent>> {
+    let (vm, events) = Vm::start(plan, stages).await?;
+    let error = match configure(request, &vm, stages).await {
+        Ok(guest) => return Ok(Ok((vm, guest, events))),
+        Err(error) => error,
+    };
+    // An agent that refuses is not dead.
+    let refuses = matches!(&error, Error::Guest(ttrpc::Error::RpcStatus(_)));
+    let outcome = match refuses {
+        true => Err(error),
+        false => Ok(Err(Silent {
+            reason: vm.bury(&error.to_string()).await,
+            booted: vm.booted(),
+        })),
+    };
+    vm.release().await;
+    outcome
 }
 
 /// One message carries everything that the guest needs to know.
