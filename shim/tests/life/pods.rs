@@ -558,7 +558,7 @@ async fn told() {
     let told: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(told["starts"], 1, "{output:?}");
     let stages = told["stages"].as_array().unwrap();
-    assert!(stages.iter().any(|stage| stage["name"] == "boot"), "{told}");
+    assert!(stages.iter().any(|stage| stage["name"] == "load"), "{told}");
     end(&node, shim).await;
 }
 
@@ -568,7 +568,7 @@ async fn benched() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");
     assert!(text.contains("\n3 starts: median "), "{text}");
-    for stage in ["files", "spawn", "boot", "ready", "first call"] {
+    for stage in ["spawn", "load", "run", "ready", "first call"] {
         let drawn = |line: &str| line.starts_with(stage) && line.ends_with('#');
         assert!(text.lines().any(drawn), "no {stage} in {text}");
     }
