@@ -1,7 +1,6 @@
 //! Pods and containers over the CRI, for the programs that drive containerd from
 //! inside the test host.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -274,19 +273,5 @@ impl Cri {
         let status = answer.context("PodSandboxStatus")?.into_inner().status;
         let status = status.context("PodSandboxStatus has no status")?;
         Ok(status.state() == PodSandboxState::SandboxReady)
-    }
-
-    /// The pid that containerd knows of the sandbox: the VMM's.
-    pub async fn sandbox_pid(&mut self, pod: &Pod) -> anyhow::Result<u32> {
-        let request = PodSandboxStatusRequest {
-            pod_sandbox_id: pod.id.clone(),
-            verbose: true,
-        };
-        let answer = self.client.pod_sandbox_status(request).await;
-        let info: HashMap<String, String> = answer.context("PodSandboxStatus")?.into_inner().info;
-        let info: serde_json::Value =
-            serde_json::from_str(info.get("info").context("verbose status has no info")?)?;
-        let pid = info["pid"].as_u64().context("verbose status has no pid")?;
-        Ok(u32::try_from(pid)?)
     }
 }

@@ -14,4 +14,5 @@ pub mod install;
 pub mod leaks;
 #[cfg(feature = "drivers")]
 pub mod perf;
+pub mod processes;
 pub mod testbed;

@@ -28,6 +28,9 @@ pub enum Error {
     /// The host, the VMM or the guest failed.
     #[error("{0}")]
     Failed(String),
+    /// A VM from the node's template does not run or does not answer; one that boots may.
+    #[error("{0}")]
+    Template(String),
     /// The agent's answer, handed on unchanged but for its length.
     #[error("{0}")]
     Guest(ttrpc::Error),
@@ -56,6 +59,7 @@ impl Error {
             Self::State(text) => Self::State(format!("{context}: {text}")),
             Self::Unsupported(text) => Self::Unsupported(format!("{context}: {text}")),
             Self::Failed(text) => Self::Failed(format!("{context}: {text}")),
+            Self::Template(text) => Self::Template(format!("{context}: {text}")),
             Self::Guest(error) => Self::Guest(error),
         }
     }
@@ -91,7 +95,7 @@ impl From<Error> for ttrpc::Error {
             Error::Exists(text) => (Code::ALREADY_EXISTS, text),
             Error::State(text) => (Code::FAILED_PRECONDITION, text),
             Error::Unsupported(text) => (Code::UNIMPLEMENTED, text),
-            Error::Failed(text) => (Code::INTERNAL, text),
+            Error::Failed(text) | Error::Template(text) => (Code::INTERNAL, text),
             Error::Guest(ttrpc::Error::RpcStatus(status)) => (
                 status.code.enum_value().unwrap_or(Code::UNKNOWN),
                 status.message,

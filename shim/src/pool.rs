@@ -156,6 +156,9 @@ fn add(config: &Config) -> Result<Vec<OwnedFd>> {
 /// Makes one; returns the descriptor of its process.
 fn one(config: &Config, template: &Template, place: &Path) -> Result<OwnedFd> {
     let cgroup = Cgroup::create(Path::new(CGROUP)).map_err(Error::failed)?;
+    cgroup
+        .set_vmms(config.pool_max.max(1))
+        .map_err(Error::failed)?;
     let name = format!("spare-{}", std::process::id());
     let stages = Stages::default();
     let (vmm, _log) = restore(config, &name, template, &cgroup.vmm_dir(), true, &stages)?;

@@ -117,26 +117,25 @@ impl Machine {
 
     /// Remembers from now on which pages are written to. It must be paused.
     pub fn log_writes(&self, ram: GuestRam) -> Result<(), String> {
-        self.check_ran()?;
-        self.cpus
-            .check_paused()
-            .map_err(|error| error.to_string())?;
+        self.check_paused()?;
         kvm::log_writes(&self.factory.vm, ram).map_err(|error| error.to_string())
     }
 
     /// Writes to a file which pages were written to since then: by the guest, or, as they
     /// differ from those of the file that it was saved to, by its devices. It must be paused.
     pub fn changes(&self, ram: GuestRam, memory: OwnedFd, list: OwnedFd) -> Result<(), String> {
-        self.check_ran()?;
-        self.cpus
-            .check_paused()
-            .map_err(|error| error.to_string())?;
+        self.check_paused()?;
         let mut pages = kvm::written(&self.factory.vm, ram).map_err(|error| error.to_string())?;
         let changes = ram.changes(&File::from(memory)).and_then(|changed| {
             pages.extend(changed);
             snapshot::write_changes(&ranges(pages), File::from(list))
         });
         changes.map_err(|error| format!("the list of changes: {error}"))
+    }
+
+    fn check_paused(&self) -> Result<(), String> {
+        self.check_ran()?;
+        self.cpus.check_paused().map_err(|error| error.to_string())
     }
 
     fn check_ran(&self) -> Result<(), String> {

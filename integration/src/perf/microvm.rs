@@ -120,11 +120,7 @@ pub async fn restored(
     watch.stage("spawn");
     template.restore(parts, &mut vmm, false)?;
     watch.stage("restore: VM made and jailed");
-    host.run(&mut vmm)?;
-    watch.stage("run");
-    let run = watch.answer(&host, limit).await?;
-    vmm.shutdown()?;
-    Ok(run)
+    watch.finish(&host, &mut vmm, limit).await
 }
 
 /// The taking of a VM that waits for a pod to its agent's answer.
@@ -146,10 +142,7 @@ pub async fn taken(
     let log = open(Path::new("/dev/null"), true)?;
     let mut vmm = Vmm::take(&path, pid, pidfd.try_clone()?, log)?;
     watch.stage("take");
-    host.run(&mut vmm)?;
-    watch.stage("run");
-    let run = watch.answer(&host, limit).await?;
-    vmm.shutdown()?;
+    let run = watch.finish(&host, &mut vmm, limit).await?;
     vmm.wait()?;
     Ok(run)
 }
@@ -227,6 +220,15 @@ impl Watch {
         let now = self.begin.elapsed();
         self.stages.push((name.to_owned(), self.lap, now));
         self.lap = now;
+    }
+
+    /// The last laps of a VM that goes on, which then ends.
+    async fn finish(mut self, host: &Host, vmm: &mut Vmm, limit: Duration) -> anyhow::Result<Run> {
+        host.run(vmm)?;
+        self.stage("run");
+        let run = self.answer(host, limit).await?;
+        vmm.shutdown()?;
+        Ok(run)
     }
 
     /// The last lap: the agent answers.

@@ -59,8 +59,6 @@ fn a_paused_pod_stands_still() {
         "until [ $(crictl exec {} cat /count) -gt {first} ]; do sleep 0.2; done",
         container.id
     ));
-    drop(container);
-    drop(pod);
 }
 
 fn a_paused_pod_can_be_stopped() {

@@ -166,6 +166,15 @@ impl Cgroup {
             .unwrap_or(0)
     }
 
+    /// Has room for the threads of so many VMMs, instead of one.
+    ///
+    /// # Errors
+    /// When the kernel does not take the limit.
+    pub fn set_vmms(&self, count: u32) -> Result<(), CgroupError> {
+        let threads = MAX_THREADS.saturating_mul(count);
+        limit(&self.vmm_dir(), "pids.max", &threads.to_string())
+    }
+
     /// Bounds the memory of the VMM and what serves it, for a guest that has `guest_mib` MiB.
     /// Call it again before the guest gets more. Where the host does not count memory there
     /// is no limit.

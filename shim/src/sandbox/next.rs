@@ -26,6 +26,14 @@ static BUSY: Mutex<()> = Mutex::const_new(());
 const LAST: i32 = 19;
 
 impl Sandbox {
+    /// Waits until the VMM is in the pod's cgroup, below its limits. As a rule it was done
+    /// meanwhile.
+    pub(super) async fn adopted(&self) {
+        let vm = self.vm.clone();
+        // It cannot be cancelled, and does not panic.
+        let _ = spawn_blocking(move || vm.adopt_vmm()).await;
+    }
+
     /// Does it, when whoever waits for the sandbox has been served. Once.
     pub(super) fn afterwards(&self) {
         let vm = self.vm.clone();

@@ -67,26 +67,19 @@ impl Sandbox {
             pod: request.pod.name.clone(),
             socket: request.socket.clone(),
             size: request.pod.size,
+            templates: true,
             config: request.config.clone(),
         };
-        let (vm, guest, events) = match bring_up(&request, &plan, &stages).await? {
-            Ok(up) => up,
-            Err(Silent {
-                reason,
-                booted: false,
-            }) => {
+        let (vm, guest, events) = match bring_up(&request, &plan, &stages).await {
+            Err(Error::Template(reason)) => {
                 tracing::warn!(
                     reason,
-                    "a VM from the template does not answer: the sandbox boots"
+                    "a VM from the template is of no use: the sandbox boots"
                 );
-                plan.config = Arc::new(Config {
-                    templates: false,
-                    ..(*plan.config).clone()
-                });
-                let booted = bring_up(&request, &plan, &stages).await?;
-                booted.map_err(|silent| Error::Failed(silent.reason))?
+                plan.templates = false;
+                bring_up(&request, &plan, &stages).await?
             }
-            Err(silent) => return Err(Error::Failed(silent.reason)),
+            other => other?,
         };
         let report = stages.report(&request.id);
         tracing::debug!(stages = report, "sandbox started");
@@ -159,38 +152,24 @@ impl Sandbox {
     }
 }
 
-/// A guest whose agent is not heard of any more.
-struct Silent {
-    reason: String,
-    /// Its kernel booted, instead of going on from a template.
-    booted: bool,
-}
-
-/// A VM whose agent is configured. Of one that does not answer nothing is left.
+/// A VM whose agent is configured. Of one that does not get there nothing is left.
 ///
 /// # Errors
-/// When there is no VM, or its agent refuses.
+/// When there is no VM, or its agent refuses or does not answer.
 async fn bring_up(
     request: &Request,
     plan: &Plan,
     stages: &Arc<Stages>,
-) -> Result<std::result::Result<(Arc<Vm>, Guest, Events), Silent>> {
+) -> Result<(Arc<Vm>, Guest, Events)> {
     let (vm, events) = Vm::start(plan, stages).await?;
     let error = match configure(request, &vm, stages).await {
-        Ok(guest) => return Ok(Ok((vm, guest, events))),
-        Err(error) => error,
-    };
-    // An agent that refuses is not dead.
-    let refuses = matches!(&error, Error::Guest(ttrpc::Error::RpcStatus(_)));
-    let outcome = match refuses {
-        true => Err(error),
-        false => Ok(Err(Silent {
-            reason: vm.bury(&error.to_string()).await,
-            booted: vm.booted(),
-        })),
+        Ok(guest) => return Ok((vm, guest, events)),
+        // An agent that refuses is not dead.
+        Err(error @ Error::Guest(ttrpc::Error::RpcStatus(_))) => error,
+        Err(error) => vm.lost(vm.bury(&error.to_string()).await),
     };
     vm.release().await;
-    outcome
+    Err(error)
 }
 
 /// One message carries everything that the guest needs to know.

@@ -115,10 +115,8 @@ async fn make(config: &Arc<Config>, recipe: Recipe, key: &str) -> Result<()> {
         pod: Default::default(),
         socket: PathBuf::new(),
         size: Size::of_template(config),
-        config: Arc::new(Config {
-            templates: false,
-            ..(**config).clone()
-        }),
+        templates: false,
+        config: config.clone(),
     };
     let (vm, _events) = Vm::start(&plan, &Arc::default()).await?;
     let saved = async {

@@ -42,7 +42,8 @@ impl Vm {
         }
     }
 
-    fn adopt_vmm(&self) {
+    /// The first half of [`Vm::adopt`]: nothing is left to do where that was done. Blocks.
+    pub fn adopt_vmm(&self) {
         let mut stray = self.stray.lock().unwrap_or_else(PoisonError::into_inner);
         if *stray && !self.released.load(Ordering::Acquire) {
             // Not reaped before `release`, which waits for the lock.

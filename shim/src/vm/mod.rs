@@ -59,6 +59,8 @@ pub struct Plan {
     pub socket: PathBuf,
     /// How large it is to become.
     pub size: Size,
+    /// Whether it may go on from the node's template.
+    pub templates: bool,
     /// The operator's settings.
     pub config: Arc<Config>,
 }
@@ -157,6 +159,14 @@ impl Vm {
     /// Whether it booted, instead of going on from a template.
     pub fn booted(&self) -> bool {
         self.booted
+    }
+
+    /// What it is when the guest does not answer.
+    pub fn lost(&self, reason: String) -> Error {
+        match self.booted {
+            true => Error::Failed(reason),
+            false => Error::Template(reason),
+        }
     }
 
     /// Stops the guest.

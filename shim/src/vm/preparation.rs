@@ -152,7 +152,7 @@ fn from_template(
     cgroup: &Cgroup,
 ) -> Result<Option<(Vmm, OwnedFd, Origin)>> {
     let config = &plan.config;
-    let Some(template) = find_template(config) else {
+    let Some(template) = plan.templates.then(|| find_template(config)).flatten() else {
         return Ok(None);
     };
     let (messages, log) = pipe()?;
@@ -267,6 +267,7 @@ fn console_log(plan: &Plan) -> Result<Option<File>> {
     };
     config.console.then(open).transpose()
 }
+
 fn remove_cgroup(cgroup: &Cgroup) {
     if let Err(error) = cgroup.remove() {
         tracing::warn!(error = chain(&error), "removing the cgroup");

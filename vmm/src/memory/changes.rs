@@ -18,20 +18,18 @@ impl GuestRam {
     pub fn changes(&self, file: &File) -> io::Result<Vec<u64>> {
         let mut found = Vec::new();
         let (mut now, mut then) = (vec![0; CHUNK], vec![0; CHUNK]);
-        let mut offset = 0;
-        for (start, length, _) in self.regions() {
-            for at in (0..length).step_by(CHUNK) {
-                let size = (CHUNK as u64).min(length - at) as usize;
+        for (region, offset) in self.in_file() {
+            for at in region.clone().step_by(CHUNK) {
+                let size = (CHUNK as u64).min(region.end - at) as usize;
                 let (now, then) = (&mut now[..size], &mut then[..size]);
-                self.read_slice(now, GuestAddress(start + at))
+                self.read_slice(now, GuestAddress(at))
                     .map_err(io::Error::other)?;
-                file.read_exact_at(then, offset + at)?;
+                file.read_exact_at(then, offset + (at - region.start))?;
                 let pages = now.chunks(PAGE as usize).zip(then.chunks(PAGE as usize));
-                let pages = (start + at..).step_by(PAGE as usize).zip(pages);
+                let pages = (at..).step_by(PAGE as usize).zip(pages);
                 let changed = pages.filter(|(_, (now, then))| now != then);
                 found.extend(changed.map(|(page, _)| page));
             }
-            offset += length;
         }
         Ok(found)
     }

@@ -22,18 +22,16 @@ impl GuestRam {
     /// Nothing may write to the memory meanwhile. Returns the bytes that are no holes.
     pub fn save(&self, file: BorrowedFd<'_>) -> io::Result<u64> {
         let mut written = 0;
-        let mut offset = 0;
-        for (start, length, _) in self.regions() {
-            let mut at = start;
-            while let Some(part) = self.part(at..start + length)? {
+        for (region, offset) in self.in_file() {
+            let mut at = region.start;
+            while let Some(part) = self.part(at..region.end)? {
                 at = part.end;
                 written += part.end - part.start;
                 for address in part.clone().step_by(CHUNK as usize) {
                     let length = CHUNK.min(part.end - address);
-                    self.write_out(file, offset + (address - start), address, length)?;
+                    self.write_out(file, offset + (address - region.start), address, length)?;
                 }
             }
-            offset += length;
         }
         Ok(written)
     }
@@ -46,24 +44,31 @@ impl GuestRam {
     /// put a page of zeros into the file, for ever, and then make a copy of it.
     pub fn load(&self, file: BorrowedFd<'_>) -> Result<Vec<Range<u64>>, MemoryError> {
         let mut mapped = Vec::new();
-        let mut offset = 0;
-        for (start, length, _) in self.regions() {
+        for (region, offset) in self.in_file() {
             let mut at = offset;
-            let end = offset + length;
+            let end = offset + (region.end - region.start);
             let failed = |source| MemoryError::MapFile {
-                address: start,
+                address: region.start,
                 source,
             };
             while let Some(data) = data(file, at..end).map_err(failed)? {
                 at = data.end;
-                let address = start + (data.start - offset);
+                let address = region.start + (data.start - offset);
                 let length = data.end - data.start;
                 self.map_file(file, data.start, address, length)?;
                 mapped.push(address..address + length);
             }
-            offset = end;
         }
         Ok(mapped)
+    }
+
+    /// The regions' addresses, each with where in such a file it is.
+    pub(super) fn in_file(&self) -> impl Iterator<Item = (Range<u64>, u64)> {
+        self.regions().scan(0, |end, (start, length, _)| {
+            let offset = *end;
+            *end += length;
+            Some((start..start + length, offset))
+        })
     }
 
     /// The first part of a range that has no hole: from a page that is not zeros to one.

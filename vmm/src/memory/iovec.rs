@@ -163,15 +163,9 @@ impl IoVec {
         range: Range<usize>,
         offset: u64,
     ) -> io::Result<()> {
-        let mut done = 0;
-        while range.start + done < range.end {
-            let rest = range.start + done..range.end;
-            match self.read_at(file, rest, offset + done as u64)? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                count => done += count,
-            }
-        }
-        Ok(())
+        whole(range, offset, io::ErrorKind::UnexpectedEof, |rest, at| {
+            self.read_at(file, rest, at)
+        })
     }
 
     /// Writes a range to `file` at `offset`; returns the bytes written.
@@ -195,15 +189,9 @@ impl IoVec {
         range: Range<usize>,
         offset: u64,
     ) -> io::Result<()> {
-        let mut done = 0;
-        while range.start + done < range.end {
-            let rest = range.start + done..range.end;
-            match self.write_at(file, rest, offset + done as u64)? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                count => done += count,
-            }
-        }
-        Ok(())
+        whole(range, offset, io::ErrorKind::WriteZero, |rest, at| {
+            self.write_at(file, rest, at)
+        })
     }
 
     /// Reads once from a stream or packet device into a range.
@@ -276,6 +264,24 @@ impl IoVec {
         self.parts[first] = saved.0;
         usize::try_from(result).map_err(|_| error)
     }
+}
+
+/// Calls `step` until nothing of a range is left; one that does nothing is `nothing`.
+fn whole(
+    mut range: Range<usize>,
+    mut offset: u64,
+    nothing: io::ErrorKind,
+    mut step: impl FnMut(Range<usize>, u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    while range.start < range.end {
+        let count = step(range.clone(), offset)?;
+        if count == 0 {
+            return Err(nothing.into());
+        }
+        range.start += count;
+        offset += count as u64;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

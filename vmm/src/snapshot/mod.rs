@@ -129,6 +129,7 @@ impl Snapshot {
         Ok(())
     }
 }
+
 /// Writes down which ranges of guest memory have changed since it was saved.
 pub fn write_changes(changes: &[Range<u64>], mut file: File) -> io::Result<()> {
     file.write_all(&serde_json::to_vec(changes)?)

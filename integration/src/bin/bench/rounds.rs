@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use integration::perf::report::{Case, Run};
+use integration::processes::running;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::timeout;
@@ -24,25 +25,17 @@ pub async fn bounded<T>(
     match timeout(limit, part).await {
         Ok(result) => result,
         Err(late) => {
-            kill_guests()?;
+            kill_guests();
             Err(late.into())
         }
     }
 }
 
-fn kill_guests() -> anyhow::Result<()> {
-    for process in std::fs::read_dir("/proc")?.flatten() {
-        let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        let pid = process
-            .file_name()
-            .to_str()
-            .and_then(|pid| pid.parse().ok());
-        if let Some(pid) = pid.filter(|_| name.trim_end() == VMM) {
-            // One that has ended meanwhile is as good.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+fn kill_guests() {
+    for pid in running(VMM) {
+        // One that has ended meanwhile is as good.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
-    Ok(())
 }
 
 /// How often cases are measured. QEMU's instruction counter now and then delivers an

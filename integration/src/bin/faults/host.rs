@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use integration::cri::Cri;
+use integration::processes::running;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
@@ -19,18 +20,6 @@ const RESTART_LIMIT: Duration = Duration::from_secs(60);
 pub fn shell(script: &str) -> anyhow::Result<String> {
     let output = Command::new("sh").args(["-c", script]).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Pids of the processes whose program has this name.
-pub fn running(program: &str) -> Vec<i32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid: &i32| {
-            fs::read_link(format!("/proc/{pid}/exe"))
-                .is_ok_and(|path| path.file_name().is_some_and(|name| name == program))
-        })
-        .collect()
 }
 
 /// Kills a process; `false`: it is gone already.

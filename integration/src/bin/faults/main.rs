@@ -14,7 +14,7 @@ use anyhow::Context;
 use clap::Parser;
 use integration::cri::{ContainerPlan, Cri, Pod, PodPlan};
 use integration::leaks;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use host::Containerd;
 use round::{Fault, Outcome, Rounds};
@@ -41,6 +41,10 @@ struct Arguments {
 
 /// Time for anything that is not struck. It takes seconds; this catches hangs.
 const LIMIT: Duration = Duration::from_secs(120);
+/// How long what is left may take to go by itself.
+const SETTLED: Duration = Duration::from_secs(60);
+/// Between two looks at it.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -96,12 +100,11 @@ fn repeat(arguments: &Arguments, number: u64, fault: &Fault) -> String {
 }
 
 async fn look(before: &leaks::Snapshot, rounds: &mut Rounds, number: u64) -> anyhow::Result<()> {
-    let differences = || anyhow::Ok(leaks::differences(before, &leaks::snapshot(host::shell)?));
-    let mut left = differences()?;
+    let mut left = settled(before).await?;
     if let [(leaks::BUNDLES, listing)] = &left[..] {
         println!("containerd has lost a bundle; starting it anew: {listing}");
         rounds.restart_containerd().await?;
-        left = differences()?;
+        left = settled(before).await?;
     }
     let listings: Vec<_> = left.into_iter().map(|(_, listing)| listing).collect();
     anyhow::ensure!(
@@ -110,6 +113,19 @@ async fn look(before: &leaks::Snapshot, rounds: &mut Rounds, number: u64) -> any
         listings.join("\n")
     );
     Ok(())
+}
+
+/// What is left once all is gone that goes by itself: a shim whose pod has ended may still
+/// make VMs for the next ones.
+async fn settled(before: &leaks::Snapshot) -> anyhow::Result<Vec<(&'static str, String)>> {
+    let deadline = Instant::now() + SETTLED;
+    loop {
+        let left = leaks::differences(before, &leaks::snapshot(host::shell)?);
+        if left.is_empty() || Instant::now() > deadline {
+            return Ok(left);
+        }
+        sleep(LOOK_AGAIN).await;
+    }
 }
 
 /// A pod that no fault is meant for.

@@ -8,10 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use integration::combination::has_vm;
 use integration::cri::{ContainerPlan, ContainerState, Cri, Pod, PodPlan};
+use integration::processes::running;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::LIMIT;
-use super::host::{Containerd, end, running};
+use super::host::{Containerd, end};
 use super::strike::{Striker, Target};
 
 /// A directory of the host that the pods' containers see.

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use integration::cri::{ALL_MEMORY, Cri};
 use integration::install::SHARED_KERNEL;
+use integration::processes::running;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::host::{end, running};
+use super::host::end;
 
 /// What a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

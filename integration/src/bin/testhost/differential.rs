@@ -5,9 +5,9 @@ use anyhow::Context;
 use integration::differential::document;
 use integration::differential::report::Report;
 use integration::install;
-use integration::testbed::{Config, Event, Layer, TestHost, build, repository};
+use integration::testbed::{Config, Layer, TestHost, build, repository};
 
-use crate::write;
+use crate::{inner, write};
 
 /// Where both programs are in the test host.
 const JOEY: &str = "/usr/local/bin/joey";
@@ -26,17 +26,8 @@ pub fn run(options: &[String]) -> anyhow::Result<i32> {
     };
     let host = TestHost::boot(&config)?;
     let words = [DRIVER, "--joey", JOEY].map(str::to_owned);
-    let mut json = Vec::new();
-    let status = host
-        .command(words.into_iter().chain(options.iter().cloned()))
-        .limit(super::LIMIT)
-        .stream(std::io::empty(), |event| {
-            match event {
-                Event::Stdout(bytes) => json.extend(bytes),
-                other => super::print(other)?,
-            }
-            Ok(())
-        })?;
+    let words = words.into_iter().chain(options.iter().cloned());
+    let (status, json) = inner::output(host.command(words))?;
     if !options.is_empty() || status > 1 {
         return Ok(status);
     }

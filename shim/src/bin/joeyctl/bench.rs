@@ -106,6 +106,7 @@ async fn start(config: &Arc<Config>, number: u32) -> anyhow::Result<Start> {
         pod: Default::default(),
         socket: PathBuf::new(),
         size: Size::of_template(config),
+        templates: true,
         config: config.clone(),
     };
     let stages = Arc::new(Stages::default());
