@@ -52,7 +52,8 @@ const BRIEF: [&str; 13] = [
 const WITH_COMMAND_LINE: &str = "2.1-joey-runc";
 
 /// What only `whole` has: bulk, which takes many minutes where processors are emulated.
-const BULK: [&str; 3] = [
+const BULK: [&str; 4] = [
+    "templates::a_hundred",
     "streams::a_hundred_megabytes",
     "streams::three_hundred_execs",
     "ports::a_hundred_megabytes",

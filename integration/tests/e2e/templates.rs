@@ -10,8 +10,9 @@ use crate::cri::{BUSYBOX, Pod, sh};
 use crate::leaks;
 use crate::trial;
 
-/// Pods whose randomness is compared.
+/// Pods whose randomness is compared, and that many where time is no matter.
 const PODS: usize = 8;
+const MANY_PODS: usize = 100;
 
 pub fn alone() -> Vec<Trial> {
     vec![
@@ -19,10 +20,12 @@ pub fn alone() -> Vec<Trial> {
             "templates::a_sandbox_starts_from_one",
             a_sandbox_starts_from_one,
         ),
-        trial(
-            "templates::sandboxes_share_no_randomness",
-            sandboxes_share_no_randomness,
-        ),
+        trial("templates::sandboxes_share_no_randomness", || {
+            share_no_randomness(PODS)
+        }),
+        trial("templates::a_hundred_share_no_randomness", || {
+            share_no_randomness(MANY_PODS)
+        }),
         trial(
             "templates::one_that_is_damaged_is_made_anew",
             one_that_is_damaged_is_made_anew,
@@ -30,6 +33,10 @@ pub fn alone() -> Vec<Trial> {
         trial(
             "templates::spare_vms_that_are_gone_hold_nobody_up",
             spare_vms_that_are_gone_hold_nobody_up,
+        ),
+        trial(
+            "templates::a_spare_vm_that_dies_when_it_is_taken",
+            a_spare_vm_that_dies_when_it_is_taken,
         ),
     ]
 }
@@ -81,10 +88,10 @@ fn a_sandbox_starts_from_one() {
     leaks::settled(&before);
 }
 
-fn sandboxes_share_no_randomness() {
+fn share_no_randomness(pods: usize) {
     let mut seen = BTreeSet::new();
     let mut count = 0;
-    for _ in 0..PODS {
+    for _ in 0..pods {
         let pod = Pod::run();
         assert!(!had(&pod, "load"), "it has booted");
         let container = pod.start(BUSYBOX, &["sleep", "1000"]);
@@ -97,7 +104,7 @@ fn sandboxes_share_no_randomness() {
             assert!(seen.insert(line.to_owned()), "{line} was seen before");
         }
     }
-    assert_eq!(count, PODS * 6);
+    assert_eq!(count, pods * 6);
 }
 
 fn one_that_is_damaged_is_made_anew() {
@@ -123,13 +130,36 @@ fn one_that_is_damaged_is_made_anew() {
     }
 }
 
-fn spare_vms_that_are_gone_hold_nobody_up() {
-    let waiting = "ls /run/joey/.pool/*/[0-9]*.* > /dev/null 2>&1";
+/// At least one VM waits for a pod.
+fn one_waits() {
     drop(Pod::run());
-    wait_for(waiting);
+    wait_for("ls /run/joey/.pool/*/[0-9]*.* > /dev/null 2>&1");
+}
+
+fn spare_vms_that_are_gone_hold_nobody_up() {
+    one_waits();
     sh("for p in $(cat /sys/fs/cgroup/joey-pool/vmm/cgroup.procs); do kill -9 $p; done");
     let pod = Pod::run();
     assert!(had(&pod, "restore"));
     let container = pod.start(BUSYBOX, &["sleep", "1000"]);
     assert_eq!(container.sh("echo alive"), "alive");
+}
+
+fn a_spare_vm_that_dies_when_it_is_taken() {
+    let before = leaks::snapshot();
+    one_waits();
+    // It can be taken, and answers to nothing before it dies.
+    sh(
+        "for p in $(cat /sys/fs/cgroup/joey-pool/vmm/cgroup.procs); do \
+         kill -STOP $p; (sleep 5; kill -9 $p) > /dev/null 2>&1 & done",
+    );
+    {
+        let pod = Pod::run();
+        assert!(had(&pod, "take") && had(&pod, "load"));
+        let log = sh("grep 'is of no use: the sandbox boots' /var/log/containerd.log | tail -n 1");
+        assert!(log.contains(&pod.id), "{log}");
+        let container = pod.start(BUSYBOX, &["sleep", "1000"]);
+        assert_eq!(container.sh("echo alive"), "alive");
+    }
+    leaks::settled(&before);
 }
