@@ -158,6 +158,7 @@ fn run(options: &Options) -> Result<(), Failure> {
                     state: state.as_fd(),
                     changes: None,
                 },
+                false,
             )?;
         }
         None => vmm.boot(

@@ -15,7 +15,12 @@ pub enum Action {
     Boot(Box<VmSpec>),
     /// The same, where the VM stands where a snapshot of one of this shape was made.
     /// Carries the descriptors of [`crate::RestoreFiles`], in its order.
-    Restore(Box<VmSpec>),
+    Restore {
+        /// Its shape.
+        spec: Box<VmSpec>,
+        /// Nobody waits for it yet.
+        ahead: bool,
+    },
     /// Wait for another owner, with a VM that has not run yet: whoever connects first to
     /// the listening socket (SOCK_SEQPACKET) that this carries. This owner is not heard any
     /// more. Without a new one the process ends by itself.

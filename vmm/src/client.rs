@@ -194,13 +194,15 @@ impl Vmm {
     }
 
     /// The same with a VM that goes on from a snapshot of one of this shape, when it is
-    /// [`Self::run`].
+    /// [`Self::run`]. `ahead`: that is later, so it takes its time now to be fast then.
     pub fn restore(
         &mut self,
         spec: &VmSpec,
         files: RestoreFiles<BorrowedFd<'_>>,
+        ahead: bool,
     ) -> Result<(), ClientError> {
-        self.done(&Action::Restore(Box::new(spec.clone())), &files.into_list())
+        let spec = Box::new(spec.clone());
+        self.done(&Action::Restore { spec, ahead }, &files.into_list())
     }
 
     /// Lets a VM run for the first time. `scratch` is open for reading and writing and has

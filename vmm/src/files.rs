@@ -26,9 +26,8 @@ pub struct RestoreFiles<F> {
     pub memory: F,
     /// Everything else, open for reading.
     pub state: F,
-    /// Given when the VM is made ahead of time, and open for reading: which pages the guest
-    /// writes to soon ([`crate::Action::Changes`]). It gets its own copies of them at once,
-    /// and the others are mapped, which it would wait for later.
+    /// Which pages the guest writes to soon ([`crate::Action::Changes`]), open for reading: it
+    /// gets its own copies of them at once.
     pub changes: Option<F>,
 }
 

@@ -92,8 +92,8 @@ fn wait_for_vm(control: &Channel) -> Result<Option<(VmSpec, Vm)>, ChannelError> 
                 Ok(files) => return built(Vm::boot(&spec, files), *spec, control),
                 Err(refusal) => refusal,
             },
-            Action::Restore(spec) => match check_restore(&spec, files) {
-                Ok(files) => return built(Vm::restore(&spec, files), *spec, control),
+            Action::Restore { spec, ahead } => match check_restore(&spec, files) {
+                Ok(files) => return built(Vm::restore(&spec, files, ahead), *spec, control),
                 Err(refusal) => refusal,
             },
             Action::Shutdown => {
@@ -260,7 +260,7 @@ impl Owner {
 
     fn carry_out(&mut self, action: Action, files: Vec<OwnedFd>) -> Result<Reply, String> {
         match action {
-            Action::Boot(_) | Action::Restore(_) => {
+            Action::Boot(_) | Action::Restore { .. } => {
                 return Err("there is a VM already: start another joey-vmm".into());
             }
             Action::Park { seconds } => {

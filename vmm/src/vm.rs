@@ -207,8 +207,12 @@ impl Vm {
     }
 
     /// Puts a VM together from a valid spec, to go on from a snapshot of one with the
-    /// same spec.
-    pub fn restore(spec: &VmSpec, files: RestoreFiles<OwnedFd>) -> Result<Self, VmError> {
+    /// same spec. `ahead`: nobody waits for it yet.
+    pub fn restore(
+        spec: &VmSpec,
+        files: RestoreFiles<OwnedFd>,
+        ahead: bool,
+    ) -> Result<Self, VmError> {
         let snapshot = Snapshot::read(&File::from(files.state))?;
         snapshot.check(spec)?;
         let memory = File::from(files.memory);
@@ -235,26 +239,27 @@ impl Vm {
         let restored = vm.cpus.shared.bus.restore(&snapshot.devices);
         restored.map_err(SnapshotError::from)?;
         lock(&vm.peripherals.vsock.device).restore(snapshot.vsock);
-        if let Some(changes) = files.changes {
-            vm.map_ahead(mapped, &File::from(changes))?;
-        }
+        let changes = match files.changes {
+            Some(changes) => snapshot::read_changes(&File::from(changes))?,
+            None => Vec::new(),
+        };
+        // What this host cannot, as older kernels, the guest waits for when it runs.
+        let _ = vm.map(&changes, if ahead { &mapped } else { &[] });
         Ok(vm)
     }
 
-    /// Does now what the guest would wait for when it runs. What this host cannot do ahead,
-    /// which older kernels cannot, is done then.
-    fn map_ahead(&self, mapped: Vec<Range<u64>>, changes: &File) -> Result<(), VmError> {
-        let changes = snapshot::read_changes(changes)?;
+    /// Does at once what else the guest would leave for, page by page: these are its own, those
+    /// it reads.
+    fn map(&self, own: &[Range<u64>], read: &[Range<u64>]) -> io::Result<()> {
         let Some((_, vcpu)) = self.made.first() else {
             return Ok(());
         };
-        let owned = changes
-            .iter()
-            .try_for_each(|range| self.ram.make_own(range));
-        let _ = owned.and_then(|()| {
-            let mut ranges = changes.into_iter().chain(mapped);
-            ranges.try_for_each(|range| vcpu.map_ahead(range))
-        });
+        for range in own {
+            self.ram.make_own(range)?;
+        }
+        for range in own.iter().chain(read) {
+            vcpu.map_ahead(range.clone())?;
+        }
         Ok(())
     }
 

@@ -94,7 +94,7 @@ fn what_is_no_snapshot_is_refused() {
         state: null.as_fd(),
         changes: None,
     };
-    let text = refusal(vmm.restore(&spec(), files));
+    let text = refusal(vmm.restore(&spec(), files, false));
     assert!(text.contains("no snapshot of joey-vmm"), "{text}");
     vmm.wait().unwrap();
 }

@@ -101,9 +101,9 @@ impl Template {
             kernel: kernel.as_fd(),
             memory: self.memory.as_fd(),
             state: self.state.as_fd(),
-            changes: ahead.then(|| self.changes.as_fd()),
+            changes: Some(self.changes.as_fd()),
         };
-        Ok(vmm.restore(&spec(parts), files)?)
+        Ok(vmm.restore(&spec(parts), files, ahead)?)
     }
 }
 

@@ -194,10 +194,10 @@ pub(crate) fn restore(
         kernel: kernel.as_fd(),
         memory: template.memory.as_fd(),
         state: template.state.as_fd(),
-        changes: ahead.then(|| template.changes.as_fd()),
+        changes: Some(template.changes.as_fd()),
     };
     let spec = shape(config, uid);
-    let restored = stages.time_blocking("restore", || vmm.restore(&spec, files));
+    let restored = stages.time_blocking("restore", || vmm.restore(&spec, files, ahead));
     restored.map_err(Error::failed)?;
     Ok((vmm, log))
 }

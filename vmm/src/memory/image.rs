@@ -41,8 +41,11 @@ impl GuestRam {
     /// where in guest memory it is mapped.
     ///
     /// Holes are not mapped. A guest that touches a hole of a file in memory has the host
-    /// put a page of zeros into the file, for ever, and then make a copy of it.
+    /// put a page of zeros into the file, for ever, and then make a copy of it. What it
+    /// touches between the mapped parts comes in small pages: most of a huge one would stay
+    /// unused.
     pub fn load(&self, file: BorrowedFd<'_>) -> Result<Vec<Range<u64>>, MemoryError> {
+        self.keep_pages_small();
         let mut mapped = Vec::new();
         for (region, offset) in self.in_file() {
             let mut at = offset;
@@ -60,6 +63,21 @@ impl GuestRam {
             }
         }
         Ok(mapped)
+    }
+
+    /// Not of what is plugged, which is for what needs much.
+    fn keep_pages_small(&self) {
+        for (_, length, host) in self.first_regions() {
+            // SAFETY: the range is guest memory, which stays mapped; its content stays the same.
+            // A kernel that refuses has no huge pages.
+            unsafe {
+                libc::madvise(
+                    host as *mut libc::c_void,
+                    length as usize,
+                    libc::MADV_NOHUGEPAGE,
+                )
+            };
+        }
     }
 
     /// The regions' addresses, each with where in such a file it is.
@@ -188,5 +206,36 @@ mod tests {
         assert_eq!(byte(load(), 128 << 20), 0);
         // Nobody's reading or writing makes it larger.
         assert!(file.metadata().unwrap().blocks() * 512 <= written);
+    }
+
+    /// Whether the kernel may put huge pages where this address of the host is.
+    fn may_be_huge(host: u64) -> bool {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut is_here = false;
+        for line in smaps.lines() {
+            let first = line.split(' ').next().unwrap();
+            if let Some((start, end)) = first.split_once('-') {
+                let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
+                is_here = (start..end).contains(&host);
+            } else if is_here && first == "VmFlags:" {
+                return !line.split(' ').any(|flag| flag == "nh");
+            }
+        }
+        panic!("{host:#x} is not mapped");
+    }
+
+    #[test]
+    fn holes_stay_small() {
+        if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+            eprintln!("this kernel has no huge pages");
+            return;
+        }
+        let file = File::from(sys::memory_file(c"memory").unwrap());
+        file.set_len(8 << 20).unwrap();
+        let ram = GuestRam::allocate(8 << 20).unwrap();
+        let (_, _, host) = ram.regions().next().unwrap();
+        assert!(may_be_huge(host));
+        ram.load(file.as_fd()).unwrap();
+        assert!(!may_be_huge(host));
     }
 }

@@ -12,7 +12,7 @@ use integration::processes::running;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::LIMIT;
-use super::host::{Containerd, end};
+use super::host::{Containerd, end, shell};
 use super::strike::{Striker, Target};
 
 /// A directory of the host that the pods' containers see.
@@ -92,6 +92,9 @@ impl Fault {
             (Target::Virtiofsd, &Step::ALL[2..5]),
             // It takes a running container to hurt the guest.
             (Target::Guest, &Step::ALL[3..5]),
+            (Target::Spare, &Step::ALL[..3]),
+            // It is made after the pod's start.
+            (Target::Template, &Step::ALL[1..3]),
         ];
         let known = if has_vm(handler) { targets.len() } else { 2 };
         let (target, steps) = targets[random.usize(..known)];
@@ -237,18 +240,28 @@ impl Rounds {
     pub async fn play(&mut self, number: u64, fault: &Fault) -> anyhow::Result<Outcome> {
         let name = format!("victim-{number}");
         let mut life = Life::new(&self.handler, &name);
+        if fault.target == Target::Template {
+            // So that this pod's shim makes one.
+            shell("joeyctl template remove")?;
+        }
         for step in Step::ALL.into_iter().take_while(|step| *step < fault.step) {
             bounded(step, life.step(&mut self.cri, step)).await?;
         }
         let outcome = self.strike(&mut life, fault).await?;
         if let Outcome::Struck { failure } = &outcome {
+            if let (true, Some(failure)) = (fault.target.is_nobodys(), failure) {
+                bail!("the pod was hit: {failure}");
+            }
             if fault.target == Target::Containerd {
                 self.containerd.restart(&mut self.cri).await?;
             }
             // A virtiofsd that does not get to serve costs the container that needed it.
             let before_it_served =
                 fault.target == Target::Virtiofsd && fault.step == Step::Start && failure.is_some();
-            if !(before_it_served && self.takes_another(&mut life).await?) {
+            // A VM from the template that is gone before it answers is replaced by one that boots.
+            let replaced =
+                fault.target == Target::Vmm && fault.step == Step::RunPod && failure.is_none();
+            if !((before_it_served || replaced) && self.takes_another(&mut life).await?) {
                 self.tells_the_truth(&mut life, fault).await?;
             }
         }
@@ -314,6 +327,15 @@ impl Rounds {
         };
         let running = fault.step > Step::Start && fault.step < Step::Stop;
         let mut cri = self.cri.clone();
+        if fault.target.is_nobodys() {
+            return bounded(Step::Exec, async {
+                cri.is_ready(&pod.id)
+                    .await?
+                    .then_some(())
+                    .context("the pod is not ready")
+            })
+            .await;
+        }
         if fault.target == Target::Containerd {
             // It was away; the pod was not.
             if running {

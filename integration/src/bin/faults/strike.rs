@@ -2,11 +2,13 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use integration::cri::{ALL_MEMORY, Cri};
 use integration::install::SHARED_KERNEL;
 use integration::processes::running;
+use shim::host::record;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -25,6 +27,17 @@ pub enum Target {
     Virtiofsd,
     /// containerd itself.
     Containerd,
+    /// A VM that waits for a pod, or is made or taken for one.
+    Spare,
+    /// The VM that the node's next template is made of.
+    Template,
+}
+
+impl Target {
+    /// Whether it is nobody's yet: what hits it must not be seen in a pod.
+    pub fn is_nobodys(self) -> bool {
+        matches!(self, Target::Spare | Target::Template)
+    }
 }
 
 impl fmt::Display for Target {
@@ -35,6 +48,8 @@ impl fmt::Display for Target {
             Target::Guest => "guest",
             Target::Virtiofsd => "virtiofsd",
             Target::Containerd => "containerd",
+            Target::Spare => "spare VMM",
+            Target::Template => "template's VMM",
         })
     }
 }
@@ -59,10 +74,25 @@ pub struct Striker {
     is_containerds: bool,
 }
 
-/// Whether a VMM waits for a pod, or makes a template.
-fn is_spare(pid: i32) -> bool {
-    let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    cgroup.contains("/joey-pool") || cgroup.contains("/joey-template")
+/// Beginnings of the cgroups of VMMs that are no pod's, or that were not a moment ago.
+const SPARE: &str = "/joey-pool";
+const TEMPLATE: &str = "/joey-template";
+/// Where shims write down their sandboxes, by default.
+const RECORDS: &str = "/run/joey";
+/// The CRI's namespace of containerd.
+const NAMESPACE: &str = "k8s.io";
+
+fn is_in(pid: i32, cgroup: &str) -> bool {
+    let of = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    of.contains(cgroup)
+}
+
+/// The VMMs of the pods that there are.
+fn of_pods() -> HashSet<i32> {
+    let all = record::state_dirs(Path::new(RECORDS)).into_iter();
+    let all = all.filter_map(|directory| record::read(&directory).ok()?);
+    let all = all.filter(|record| record.namespace == NAMESPACE && record.vmm_lives());
+    all.map(|record| record.vmm_pid).collect()
 }
 
 impl Striker {
@@ -85,7 +115,7 @@ impl Striker {
             Target::Shim if self.is_containerds => "containerd-shim-runc-v2",
             Target::Shim if self.has_other_name => SHARED_KERNEL,
             Target::Shim => "containerd-shim-joey-v2",
-            Target::Vmm | Target::Guest => "joey-vmm",
+            Target::Vmm | Target::Guest | Target::Spare | Target::Template => "joey-vmm",
             Target::Virtiofsd => "virtiofsd",
             Target::Containerd => "containerd",
         }
@@ -119,11 +149,21 @@ impl Striker {
     }
 
     fn find(&self, target: Target) -> Option<i32> {
-        let found = running(self.program(target));
-        // VMs that wait for a pod are struck too, but none of them is the guest that is
-        // to panic.
-        found
-            .into_iter()
-            .find(|pid| !self.others.contains(pid) && (target != Target::Guest || !is_spare(*pid)))
+        let mut all = running(self.program(target)).into_iter();
+        match target {
+            Target::Vmm | Target::Guest => {
+                let of_pods = of_pods();
+                let mut mine = all.filter(|pid| !self.others.contains(pid));
+                mine.find(|pid| of_pods.contains(pid))
+            }
+            Target::Spare => {
+                let spare: Vec<_> = all.filter(|pid| is_in(*pid, SPARE)).collect();
+                // Last: one that was just taken is in that cgroup for a while.
+                let of_pods = of_pods();
+                spare.into_iter().find(|pid| !of_pods.contains(pid))
+            }
+            Target::Template => all.find(|pid| is_in(*pid, TEMPLATE)),
+            _ => all.find(|pid| !self.others.contains(pid)),
+        }
     }
 }
