@@ -64,6 +64,7 @@ async fn serve() -> Result<(), Failure> {
         () = ready(()) => drop(tokio::spawn(dial)),
     }
     boot::finish()?;
+    boot::read_little_ahead(WINDOW)?;
 
     let base = PathBuf::from(boot::BASE);
     let storage = Storage::new(WINDOW.into(), SCRATCH.into(), base.clone());
