@@ -140,7 +140,6 @@ pub struct Rounds {
     cri: Cri,
     containerd: Containerd,
     handler: String,
-    striker: Striker,
     /// How long each step takes when nothing is struck.
     usual: HashMap<Step, Duration>,
 }
@@ -197,7 +196,7 @@ impl Life {
 }
 
 impl Rounds {
-    /// Spares the pods that run now.
+    /// None has been played.
     pub fn new(cri: Cri, containerd: Containerd, handler: &str) -> anyhow::Result<Rounds> {
         std::fs::create_dir_all(VOLUME)?;
         std::fs::write(format!("{VOLUME}/file"), "content\n")?;
@@ -205,7 +204,6 @@ impl Rounds {
             cri,
             containerd,
             handler: handler.to_owned(),
-            striker: Striker::new(handler),
             usual: HashMap::new(),
         })
     }
@@ -240,6 +238,7 @@ impl Rounds {
     pub async fn play(&mut self, number: u64, fault: &Fault) -> anyhow::Result<Outcome> {
         let name = format!("victim-{number}");
         let mut life = Life::new(&self.handler, &name);
+        let striker = Striker::new(&self.handler);
         if fault.target == Target::Template {
             // So that this pod's shim makes one.
             shell("joeyctl template remove")?;
@@ -247,7 +246,7 @@ impl Rounds {
         for step in Step::ALL.into_iter().take_while(|step| *step < fault.step) {
             bounded(step, life.step(&mut self.cri, step)).await?;
         }
-        let outcome = self.strike(&mut life, fault).await?;
+        let outcome = self.strike(&striker, &mut life, fault).await?;
         if let Outcome::Struck { failure } = &outcome {
             if let (true, Some(failure)) = (fault.target.is_nobodys(), failure) {
                 bail!("the pod was hit: {failure}");
@@ -269,7 +268,12 @@ impl Rounds {
         Ok(outcome)
     }
 
-    async fn strike(&mut self, life: &mut Life, fault: &Fault) -> anyhow::Result<Outcome> {
+    async fn strike(
+        &mut self,
+        striker: &Striker,
+        life: &mut Life,
+        fault: &Fault,
+    ) -> anyhow::Result<Outcome> {
         let delay = self.usual[&fault.step].mul_f64(fault.moment);
         let (ahead, delay) = match (fault.target, fault.step) {
             // It takes its time to panic, so that begins first.
@@ -280,7 +284,7 @@ impl Rounds {
         };
         let container = life.container.clone();
         let mut cri = self.cri.clone();
-        let strike = self.striker.strike(fault.target, delay, &container);
+        let strike = striker.strike(fault.target, delay, &container);
         let step = async {
             sleep(ahead).await;
             bounded(fault.step, life.step(&mut cri, fault.step)).await
@@ -294,7 +298,7 @@ impl Rounds {
                 return Ok(Outcome::Missed);
             }
         };
-        if !bounded_as("the guest's panic", self.striker.has_hit(blow)).await? {
+        if !bounded_as("the guest's panic", striker.has_hit(blow)).await? {
             answer?;
             return Ok(Outcome::Missed);
         }

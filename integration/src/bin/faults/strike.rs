@@ -96,7 +96,8 @@ fn of_pods() -> HashSet<i32> {
 }
 
 impl Striker {
-    /// Spares what runs now.
+    /// Spares what runs now: other pods, and shims whose pods have ended and that make a
+    /// template.
     pub fn new(handler: &str) -> Striker {
         let is_containerds = handler.starts_with("runc");
         let mut striker = Striker {
@@ -104,9 +105,11 @@ impl Striker {
             has_other_name: handler == "joey-runc-shim",
             is_containerds,
         };
-        for target in [Target::Shim, Target::Vmm, Target::Virtiofsd] {
+        for target in [Target::Shim, Target::Virtiofsd] {
             striker.others.extend(running(striker.program(target)));
         }
+        // Not all VMMs: one that waits may become this round's.
+        striker.others.extend(of_pods());
         striker
     }
 
