@@ -1,5 +1,8 @@
 //! What pods may leave on a node: nothing. The listings that a leak shows in.
 
+use std::thread::sleep;
+use std::time::Duration;
+
 /// The kind that containerd itself may owe until it is started anew: it forgets the bundle
 /// of a container whose shim dies after it has made it and before it tells its pid.
 pub const BUNDLES: &str = "bundles of tasks";
@@ -43,6 +46,13 @@ pub const KINDS: [(&str, &str); 9] = [
     ),
 ];
 
+/// Looks at what is left, which may go by itself: containerd removes things in the background,
+/// and a shim whose pod has ended may still make VMs for the next ones.
+const LOOKS: u32 = 120;
+
+/// Between two of them.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+
 /// One listing for each of [`KINDS`].
 pub type Snapshot = Vec<String>;
 
@@ -68,4 +78,21 @@ pub fn differences(before: &Snapshot, after: &Snapshot) -> Vec<(&'static str, St
             (*kind, format!("{kind}\nbefore:\n{before}\nafter:\n{after}"))
         })
         .collect()
+}
+
+/// What two snapshots differ in once all is gone that goes by itself; what leaks stays. Blocks.
+///
+/// # Errors
+/// Those of `shell`.
+pub fn settled<E>(
+    before: &Snapshot,
+    mut shell: impl FnMut(&str) -> Result<String, E>,
+) -> Result<Vec<(&'static str, String)>, E> {
+    for _ in 0..LOOKS {
+        if differences(before, &snapshot(&mut shell)?).is_empty() {
+            return Ok(Vec::new());
+        }
+        sleep(LOOK_AGAIN);
+    }
+    Ok(differences(before, &snapshot(&mut shell)?))
 }

@@ -14,5 +14,8 @@ pub mod install;
 pub mod leaks;
 #[cfg(feature = "drivers")]
 pub mod perf;
+#[cfg(feature = "drivers")]
 pub mod processes;
+#[cfg(feature = "drivers")]
+pub mod records;
 pub mod testbed;

@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// Pids of the processes whose program has this name.
 pub fn running(program: &str) -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -12,4 +15,9 @@ pub fn running(program: &str) -> Vec<i32> {
                 .is_ok_and(|path| path.file_name().is_some_and(|name| name == program))
         })
         .collect()
+}
+
+/// Kills a process; `false`: it is gone already.
+pub fn end(pid: i32) -> bool {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
 }

@@ -22,7 +22,7 @@ use vmm::Vmm;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::host::cgroup::Cgroup;
+use crate::host::cgroup::{self, Cgroup};
 use crate::host::lock::ByteLock;
 use crate::host::record;
 use crate::stages::Stages;
@@ -147,18 +147,15 @@ fn add(config: &Config) -> Result<Vec<OwnedFd>> {
     tidy(config, &template.key);
     let wanted = demand::wanted(&place, config.pool_max);
     let there = spares(&place).count();
+    let cgroup = Cgroup::create(Path::new(CGROUP), config.pool_max).map_err(Error::failed)?;
     for _ in there..wanted {
-        added.push(one(config, &template, &place)?);
+        added.push(one(config, &template, &cgroup, &place)?);
     }
     Ok(added)
 }
 
 /// Makes one; returns the descriptor of its process.
-fn one(config: &Config, template: &Template, place: &Path) -> Result<OwnedFd> {
-    let cgroup = Cgroup::create(Path::new(CGROUP)).map_err(Error::failed)?;
-    cgroup
-        .set_vmms(config.pool_max.max(1))
-        .map_err(Error::failed)?;
+fn one(config: &Config, template: &Template, cgroup: &Cgroup, place: &Path) -> Result<OwnedFd> {
     let name = format!("spare-{}", std::process::id());
     let stages = Stages::default();
     let (vmm, _log) = restore(config, &name, template, &cgroup.vmm_dir(), true, &stages)?;
@@ -218,9 +215,9 @@ pub fn drain(config: &Config) -> usize {
         }
     }
     tidy(config, "");
-    if let Ok(cgroup) = Cgroup::create(Path::new(CGROUP)) {
+    if let Ok(directory) = cgroup::place(Path::new(CGROUP)) {
         // Unless somebody has just added one.
-        let _ = cgroup.remove();
+        let _ = Cgroup::existing(directory).remove();
     }
     count
 }

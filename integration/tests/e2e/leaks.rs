@@ -17,14 +17,8 @@ pub fn snapshot() -> Snapshot {
 /// Waits until the host is as it was: what containerd removes in the background is
 /// gone soon, what leaks stays.
 pub fn settled(before: &Snapshot) {
-    let left = || leaks::differences(before, &snapshot());
-    for _ in 0..120 {
-        if left().is_empty() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(500));
-    }
-    let left: Vec<String> = left().into_iter().map(|(_, listing)| listing).collect();
+    let Ok(left) = leaks::settled(before, |script| Ok::<_, Infallible>(sh(script)));
+    let left: Vec<String> = left.into_iter().map(|(_, listing)| listing).collect();
     assert!(left.is_empty(), "left behind: {}", left.join("\n"));
 }
 

@@ -69,7 +69,7 @@ fn a_sandbox_starts_from_one() {
     {
         let first = Pod::run();
         assert!(had(&first, "restore") && !had(&first, "load"));
-        wait_for("ls /run/joey/.pool/*/[0-9]*.* > /dev/null 2>&1");
+        one_waits();
         let second = Pod::run();
         assert!(had(&second, "take") && !had(&second, "restore"));
         for pod in [&first, &second] {
@@ -130,13 +130,13 @@ fn one_that_is_damaged_is_made_anew() {
     }
 }
 
-/// At least one VM waits for a pod.
+/// Waits until a VM waits for a pod.
 fn one_waits() {
-    drop(Pod::run());
     wait_for("ls /run/joey/.pool/*/[0-9]*.* > /dev/null 2>&1");
 }
 
 fn spare_vms_that_are_gone_hold_nobody_up() {
+    drop(Pod::run());
     one_waits();
     sh("for p in $(cat /sys/fs/cgroup/joey-pool/vmm/cgroup.procs); do kill -9 $p; done");
     let pod = Pod::run();
@@ -147,6 +147,7 @@ fn spare_vms_that_are_gone_hold_nobody_up() {
 
 fn a_spare_vm_that_dies_when_it_is_taken() {
     let before = leaks::snapshot();
+    drop(Pod::run());
     one_waits();
     // It can be taken, and answers to nothing before it dies.
     sh(

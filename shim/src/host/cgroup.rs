@@ -69,11 +69,12 @@ pub enum CgroupError {
 
 impl Cgroup {
     /// Makes the cgroup that the OCI spec's `cgroupsPath` names: a path
-    /// (cgroupfs driver) or `slice:prefix:name` (systemd driver).
+    /// (cgroupfs driver) or `slice:prefix:name` (systemd driver). There is room for the threads
+    /// of so many VMMs in it.
     ///
     /// # Errors
     /// When the host has no cgroup v2, or the path is wrong or cannot be made.
-    pub fn create(cgroups_path: &Path) -> Result<Self, CgroupError> {
+    pub fn create(cgroups_path: &Path, vmms: u32) -> Result<Self, CgroupError> {
         let root = Path::new(ROOT);
         if !root.join("cgroup.controllers").exists() {
             return Err(CgroupError::NotUnified);
@@ -87,7 +88,8 @@ impl Cgroup {
             parent.push(part);
         }
         hand_down(&dir, &LIMITING);
-        limit(&victims, "pids.max", &MAX_THREADS.to_string())?;
+        let threads = MAX_THREADS.saturating_mul(vmms);
+        limit(&victims, "pids.max", &threads.to_string())?;
         Ok(Self { dir, victims })
     }
 
@@ -164,15 +166,6 @@ impl Cgroup {
         count
             .and_then(|count| count.trim().parse().ok())
             .unwrap_or(0)
-    }
-
-    /// Has room for the threads of so many VMMs, instead of one.
-    ///
-    /// # Errors
-    /// When the kernel does not take the limit.
-    pub fn set_vmms(&self, count: u32) -> Result<(), CgroupError> {
-        let threads = MAX_THREADS.saturating_mul(count);
-        limit(&self.vmm_dir(), "pids.max", &threads.to_string())
     }
 
     /// Bounds the memory of the VMM and what serves it, for a guest that has `guest_mib` MiB.

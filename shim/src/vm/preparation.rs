@@ -117,7 +117,7 @@ pub fn shape(config: &Config, uid: u32) -> VmSpec {
 
 /// Makes a VM in the pod's cgroup: from the node's template, or else one that boots.
 pub(super) fn make_vm(plan: &Plan, stages: &Stages) -> Result<Made> {
-    let cgroup = Cgroup::create(&plan.cgroups_path).map_err(Error::failed)?;
+    let cgroup = Cgroup::create(&plan.cgroups_path, 1).map_err(Error::failed)?;
     let made = limit_memory(&plan.config, &cgroup, plan.size.memory_mib)
         .and_then(|()| from_template(plan, stages, &cgroup))
         .and_then(|made| made.map_or_else(|| to_boot(plan, stages, &cgroup), Ok));

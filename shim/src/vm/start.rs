@@ -132,11 +132,11 @@ impl Vm {
             Ok(stream) => stream,
             Err(error) => {
                 self.kill();
-                let said = self.log.last_words().await;
-                return Err(self.lost(match said.is_empty() {
-                    true => error.to_string(),
-                    false => format!("the VMM said {said:?}: {error}"),
-                }));
+                let error = match self.log.last_words().await {
+                    said if said.is_empty() => error,
+                    said => error.context(&format!("the VMM said {said:?}")),
+                };
+                return Err(self.lost(error.to_string()));
             }
         };
         let mut events = watch(stream)?;

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use integration::perf::report::{Case, Run};
-use integration::processes::running;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use integration::processes::{end, running};
 use tokio::time::timeout;
 
 /// Longest time of a part of a round; it takes a fifth of a second.
@@ -34,7 +32,7 @@ pub async fn bounded<T>(
 fn kill_guests() {
     for pid in running(VMM) {
         // One that has ended meanwhile is as good.
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        end(pid);
     }
 }
 

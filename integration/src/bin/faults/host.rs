@@ -9,8 +9,6 @@ use std::time::Duration;
 use anyhow::Context;
 use integration::cri::Cri;
 use integration::processes::running;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 
 /// How long containerd may take to serve again.
@@ -20,11 +18,6 @@ const RESTART_LIMIT: Duration = Duration::from_secs(60);
 pub fn shell(script: &str) -> anyhow::Result<String> {
     let output = Command::new("sh").args(["-c", script]).output()?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Kills a process; `false`: it is gone already.
-pub fn end(pid: i32) -> bool {
-    kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
 }
 
 /// containerd, and how it was started.

@@ -14,7 +14,7 @@ use anyhow::Context;
 use clap::Parser;
 use integration::cri::{ContainerPlan, Cri, Pod, PodPlan};
 use integration::leaks;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use host::Containerd;
 use round::{Fault, Outcome, Rounds};
@@ -41,10 +41,6 @@ struct Arguments {
 
 /// Time for anything that is not struck. It takes seconds; this catches hangs.
 const LIMIT: Duration = Duration::from_secs(120);
-/// How long what is left may take to go by itself.
-const SETTLED: Duration = Duration::from_secs(60);
-/// Between two looks at it.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
@@ -100,11 +96,11 @@ fn repeat(arguments: &Arguments, number: u64, fault: &Fault) -> String {
 }
 
 async fn look(before: &leaks::Snapshot, rounds: &mut Rounds, number: u64) -> anyhow::Result<()> {
-    let mut left = settled(before).await?;
+    let mut left = leaks::settled(before, host::shell)?;
     if let [(leaks::BUNDLES, listing)] = &left[..] {
         println!("containerd has lost a bundle; starting it anew: {listing}");
         rounds.restart_containerd().await?;
-        left = settled(before).await?;
+        left = leaks::settled(before, host::shell)?;
     }
     let listings: Vec<_> = left.into_iter().map(|(_, listing)| listing).collect();
     anyhow::ensure!(
@@ -113,19 +109,6 @@ async fn look(before: &leaks::Snapshot, rounds: &mut Rounds, number: u64) -> any
         listings.join("\n")
     );
     Ok(())
-}
-
-/// What is left once all is gone that goes by itself: a shim whose pod has ended may still
-/// make VMs for the next ones.
-async fn settled(before: &leaks::Snapshot) -> anyhow::Result<Vec<(&'static str, String)>> {
-    let deadline = Instant::now() + SETTLED;
-    loop {
-        let left = leaks::differences(before, &leaks::snapshot(host::shell)?);
-        if left.is_empty() || Instant::now() > deadline {
-            return Ok(left);
-        }
-        sleep(LOOK_AGAIN).await;
-    }
 }
 
 /// A pod that no fault is meant for.

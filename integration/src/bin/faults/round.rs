@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use integration::combination::has_vm;
 use integration::cri::{ContainerPlan, ContainerState, Cri, Pod, PodPlan};
-use integration::processes::running;
+use integration::processes::{end, running};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::LIMIT;
-use super::host::{Containerd, end, shell};
+use super::host::{Containerd, shell};
 use super::strike::{Striker, Target};
 
 /// A directory of the host that the pods' containers see.
@@ -332,7 +332,7 @@ impl Rounds {
         let running = fault.step > Step::Start && fault.step < Step::Stop;
         let mut cri = self.cri.clone();
         if fault.target.is_nobodys() {
-            return bounded(Step::Exec, async {
+            return bounded_as("PodSandboxStatus", async {
                 cri.is_ready(&pod.id)
                     .await?
                     .then_some(())

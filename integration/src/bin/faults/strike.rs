@@ -2,17 +2,14 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::Path;
 use std::time::Duration;
 
 use integration::cri::{ALL_MEMORY, Cri};
 use integration::install::SHARED_KERNEL;
-use integration::processes::running;
-use shim::host::record;
+use integration::processes::{end, running};
+use integration::records::vmms_of_pods;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-
-use super::host::end;
 
 /// What a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,22 +74,10 @@ pub struct Striker {
 /// Beginnings of the cgroups of VMMs that are no pod's, or that were not a moment ago.
 const SPARE: &str = "/joey-pool";
 const TEMPLATE: &str = "/joey-template";
-/// Where shims write down their sandboxes, by default.
-const RECORDS: &str = "/run/joey";
-/// The CRI's namespace of containerd.
-const NAMESPACE: &str = "k8s.io";
 
 fn is_in(pid: i32, cgroup: &str) -> bool {
     let of = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     of.contains(cgroup)
-}
-
-/// The VMMs of the pods that there are.
-fn of_pods() -> HashSet<i32> {
-    let all = record::state_dirs(Path::new(RECORDS)).into_iter();
-    let all = all.filter_map(|directory| record::read(&directory).ok()?);
-    let all = all.filter(|record| record.namespace == NAMESPACE && record.vmm_lives());
-    all.map(|record| record.vmm_pid).collect()
 }
 
 impl Striker {
@@ -109,7 +94,7 @@ impl Striker {
             striker.others.extend(running(striker.program(target)));
         }
         // Not all VMMs: one that waits may become this round's.
-        striker.others.extend(of_pods());
+        striker.others.extend(vmms_of_pods());
         striker
     }
 
@@ -152,21 +137,17 @@ impl Striker {
     }
 
     fn find(&self, target: Target) -> Option<i32> {
-        let mut all = running(self.program(target)).into_iter();
+        let mut running = running(self.program(target)).into_iter();
         match target {
-            Target::Vmm | Target::Guest => {
-                let of_pods = of_pods();
-                let mut mine = all.filter(|pid| !self.others.contains(pid));
-                mine.find(|pid| of_pods.contains(pid))
-            }
             Target::Spare => {
-                let spare: Vec<_> = all.filter(|pid| is_in(*pid, SPARE)).collect();
+                let spare: Vec<_> = running.filter(|pid| is_in(*pid, SPARE)).collect();
                 // Last: one that was just taken is in that cgroup for a while.
-                let of_pods = of_pods();
+                let of_pods: HashSet<_> = vmms_of_pods().collect();
                 spare.into_iter().find(|pid| !of_pods.contains(pid))
             }
-            Target::Template => all.find(|pid| is_in(*pid, TEMPLATE)),
-            _ => all.find(|pid| !self.others.contains(pid)),
+            Target::Template => running.find(|pid| is_in(*pid, TEMPLATE)),
+            Target::Vmm | Target::Guest => vmms_of_pods().find(|pid| !self.others.contains(pid)),
+            _ => running.find(|pid| !self.others.contains(pid)),
         }
     }
 }
