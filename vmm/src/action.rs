@@ -44,7 +44,23 @@ pub enum Action {
     Resume,
     /// Write a VM that is paused to two files: its memory, whose file has the right length
     /// and is empty otherwise, and the rest, to an empty file. Carries both, in this order.
-    Save,
+    Save {
+        /// It goes on in another process: nothing of it runs here any more, once this has
+        /// succeeded, and [`Action::Connections`] and [`Action::Shutdown`] are all that is left.
+        leave: bool,
+    },
+    /// Hand over the sockets of a VM's connections, after [`Action::Save`] with `leave`.
+    /// Answer: [`Reply::Connections`], with the first [`crate::files::MAX_FILES`] of them.
+    Connections {
+        /// Those before this host port are known.
+        from: u32,
+    },
+    /// Go on with saved connections, of a VM that has not run yet. Carries their sockets, in
+    /// the ports' order. Of those that it is not given the guest hears that they are gone.
+    TakeOver {
+        /// Host ports, at most [`crate::files::MAX_FILES`].
+        ports: Vec<u32>,
+    },
     /// Remember which pages are written to, of a VM that is paused.
     LogWrites,
     /// Write down which pages were written to since [`Action::LogWrites`], of a VM that is
@@ -122,6 +138,9 @@ pub enum Reply {
         /// The device's name below /sys/bus/platform/devices of the guest.
         device: String,
     },
+    /// Answer to [`Action::Connections`]: their host ports in ascending order. Carries their
+    /// sockets, in the same order.
+    Connections(Vec<u32>),
     /// Answer to [`Action::KernelLog`]: lines of printable ASCII, at most
     /// [`crate::kernel_log::ring::MAX_TEXT`] bytes.
     KernelLog(String),

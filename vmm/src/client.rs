@@ -18,8 +18,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use crate::action::{Action, Reply};
 use crate::channel::{Channel, ChannelError};
 use crate::devices::virtio::net::Offloads;
+use crate::devices::virtio::vsock::MAX_CONNECTIONS;
 use crate::devices::virtio::{fs, net};
-use crate::files::{BootFiles, Outlets, RestoreFiles, RunFiles};
+use crate::files::{BootFiles, MAX_FILES, Outlets, RestoreFiles, RunFiles};
 use crate::metrics::Stats;
 use crate::place::Place;
 use crate::spec::VmSpec;
@@ -254,7 +255,46 @@ impl Vmm {
         memory: BorrowedFd<'_>,
         state: BorrowedFd<'_>,
     ) -> Result<(), ClientError> {
-        self.done(&Action::Save, &[memory, state])
+        self.done(&Action::Save { leave: false }, &[memory, state])
+    }
+
+    /// The same for a VM that goes on in another process: here it never runs again. Returns
+    /// the sockets of its connections, by the host's ports, for [`Self::take_over`]. Refused,
+    /// it is as before.
+    pub fn leave(
+        &mut self,
+        memory: BorrowedFd<'_>,
+        state: BorrowedFd<'_>,
+    ) -> Result<Vec<(u32, OwnedFd)>, ClientError> {
+        self.done(&Action::Save { leave: true }, &[memory, state])?;
+        let mut connections: Vec<(u32, OwnedFd)> = Vec::new();
+        let mut from = 0;
+        // A VMM that was taken over may have no end of them.
+        while connections.len() <= MAX_CONNECTIONS {
+            match self.call(&Action::Connections { from }, &[])? {
+                (Reply::Connections(ports), sockets) if ports.len() == sockets.len() => {
+                    let Some(last) = ports.last() else {
+                        return Ok(connections);
+                    };
+                    from = last.saturating_add(1);
+                    connections.extend(ports.into_iter().zip(sockets));
+                }
+                (other, _) => return Err(self.mismatch(&other)),
+            }
+        }
+        self.broken = true;
+        let text = "it has more connections than there can be";
+        Err(ClientError::Channel(text.into()))
+    }
+
+    /// Gives a VM that was restored, and has not run yet, its connections again.
+    pub fn take_over(&mut self, connections: &[(u32, OwnedFd)]) -> Result<(), ClientError> {
+        for some in connections.chunks(MAX_FILES) {
+            let ports = some.iter().map(|(port, _)| *port).collect();
+            let sockets: Vec<_> = some.iter().map(|(_, socket)| socket.as_fd()).collect();
+            self.done(&Action::TakeOver { ports }, &sockets)?;
+        }
+        Ok(())
     }
 
     /// Remembers from now on which pages are written to, of a paused VM.
@@ -356,7 +396,7 @@ impl Vmm {
 
     /// Counters since the start.
     pub fn stats(&mut self) -> Result<Stats, ClientError> {
-        match self.call(&Action::Stats, &[])? {
+        match self.call(&Action::Stats, &[])?.0 {
             Reply::Stats(stats) => Ok(*stats),
             other => Err(self.mismatch(&other)),
         }
@@ -365,7 +405,7 @@ impl Vmm {
     /// The newest of what the guest's kernel has logged, also after its end, until the
     /// process exits.
     pub fn kernel_log(&mut self) -> Result<String, ClientError> {
-        match self.call(&Action::KernelLog, &[])? {
+        match self.call(&Action::KernelLog, &[])?.0 {
             Reply::KernelLog(text) => Ok(text),
             other => Err(self.mismatch(&other)),
         }
@@ -446,7 +486,7 @@ impl Vmm {
         action: &Action,
         files: &[BorrowedFd<'_>],
     ) -> Result<(u8, String), ClientError> {
-        match self.call(action, files)? {
+        match self.call(action, files)?.0 {
             Reply::Attached { slot, device } => Ok((slot, device)),
             other => Err(self.mismatch(&other)),
         }
@@ -454,13 +494,17 @@ impl Vmm {
 
     /// An action whose answer is just "done".
     fn done(&mut self, action: &Action, files: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        match self.call(action, files)? {
+        match self.call(action, files)?.0 {
             Reply::Done => Ok(()),
             other => Err(self.mismatch(&other)),
         }
     }
 
-    fn call(&mut self, action: &Action, files: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
+    fn call(
+        &mut self,
+        action: &Action,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         if self.broken {
             let text = "an earlier call did not finish: kill the VMM";
             return Err(ClientError::Channel(text.into()));
@@ -472,7 +516,7 @@ impl Vmm {
         self.owes = matches!(answer, Err(ChannelError::Timeout));
         match answer {
             Ok((Reply::Failed(text), _)) => Err(ClientError::Refused(text)),
-            Ok((reply, _)) => Ok(reply),
+            Ok(answer) => Ok(answer),
             // The answer may still come: the next call takes it first.
             Err(ChannelError::Timeout) if self.hurried => Err(ClientError::Hangs),
             Err(error) => {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use crate::arch::x86_64::state::SavedChips;
@@ -40,6 +40,8 @@ pub struct Machine {
     pub mem: Arc<Mutex<Mem>>,
     /// It was given its files.
     pub ran: bool,
+    /// It goes on in another process.
+    pub left: bool,
 }
 
 impl Machine {
@@ -82,8 +84,30 @@ impl Machine {
         self.cpus.online(cpu).map_err(|error| error.to_string())
     }
 
-    /// Writes it to two files. It must be paused.
-    pub fn save(&mut self, ram: GuestRam, memory: OwnedFd, state: OwnedFd) -> Result<(), String> {
+    /// Goes on with saved connections, before it runs.
+    pub fn take_over(&mut self, ports: &[u32], sockets: Vec<OwnedFd>) -> Result<(), String> {
+        if self.ran || ports.len() != sockets.len() {
+            return Err("a VM that has not run yet takes over as many sockets as ports".into());
+        }
+        let mut vsock = lock(&self.vsock);
+        for (port, socket) in ports.iter().zip(sockets) {
+            match vsock.take_over(*port, UnixStream::from(socket)) {
+                Ok(true) => {}
+                Ok(false) => return Err(format!("no connection of port {port} was saved")),
+                Err(error) => return Err(format!("the connection of port {port}: {error}")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes it to two files. It must be paused. `leave`: it goes on in another process.
+    pub fn save(
+        &mut self,
+        ram: GuestRam,
+        memory: OwnedFd,
+        state: OwnedFd,
+        leave: bool,
+    ) -> Result<(), String> {
         self.check_ran()?;
         let cpus = self.cpus.save().map_err(|error| error.to_string())?;
         let bus = &self.factory.shared.bus;
@@ -109,9 +133,18 @@ impl Machine {
                 .and_then(|_| snapshot.write(File::from(state)))
                 .map_err(|error| error.to_string())
         };
-        let saved = save();
-        // They go on, whether it was saved or not.
-        bus.resume().map_err(|error| error.to_string())?;
+        let saved = save().and_then(|()| {
+            if leave {
+                let left = lock(&self.vsock).leave();
+                left.map_err(|error| format!("the socket device: {error}"))?;
+                self.left = true;
+            }
+            Ok(())
+        });
+        if !self.left {
+            // They go on, whether it was saved or not.
+            bus.resume().map_err(|error| error.to_string())?;
+        }
         saved
     }
 

@@ -16,7 +16,7 @@ use crate::devices::virtio::block::Window;
 use crate::devices::virtio::fs::Backend;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::vsock::Vsock;
-use crate::files::{BootFiles, RestoreFiles, RunFiles};
+use crate::files::{BootFiles, MAX_FILES, RestoreFiles, RunFiles};
 use crate::jail::{Cell, JailError};
 use crate::kernel_log;
 use crate::machine::Machine;
@@ -177,6 +177,7 @@ fn start(
         balloon: Arc::clone(&memory.balloon.device),
         mem: Arc::clone(&memory.mem.device),
         ran: false,
+        left: false,
     };
     storage::serve_disks(disks, &stop)?;
     let storage = Storage::start(spares, &stop)?;
@@ -249,6 +250,10 @@ impl Owner {
             }
             Err(error) => return Err(error),
         };
+        if let Action::Connections { from } = action {
+            self.hand_over(from)?;
+            return Ok(true);
+        }
         let stop = action == Action::Shutdown;
         let reply = match self.carry_out(action, files) {
             Ok(reply) => reply,
@@ -258,7 +263,22 @@ impl Owner {
         Ok(!stop)
     }
 
+    /// Sends the sockets of connections, without giving them up.
+    fn hand_over(&self, from: u32) -> Result<(), ChannelError> {
+        if !self.machine.left {
+            let refusal = "the VM has not been saved to leave: its connections are its own";
+            return self.control.send(&Reply::Failed(refusal.into()), &[]);
+        }
+        let vsock = lock(&self.machine.vsock);
+        let connections = vsock.connections(from).take(MAX_FILES);
+        let (ports, sockets): (Vec<_>, Vec<_>) = connections.unzip();
+        self.control.send(&Reply::Connections(ports), &sockets)
+    }
+
     fn carry_out(&mut self, action: Action, files: Vec<OwnedFd>) -> Result<Reply, String> {
+        if self.machine.left && action != Action::Shutdown {
+            return Err("the VM was saved to go on elsewhere: end this joey-vmm".into());
+        }
         match action {
             Action::Boot(_) | Action::Restore { .. } => {
                 return Err("there is a VM already: start another joey-vmm".into());
@@ -289,13 +309,14 @@ impl Owner {
             }
             Action::Pause => self.machine.pause()?,
             Action::Resume => self.machine.resume()?,
-            Action::Save => {
+            Action::Save { leave } => {
                 let Ok([memory, state]) = <[OwnedFd; 2]>::try_from(files) else {
                     return Err("save takes the files of memory and state".into());
                 };
                 self.storage.check_detached()?;
-                self.machine.save(self.ram, memory, state)?;
+                self.machine.save(self.ram, memory, state, leave)?;
             }
+            Action::TakeOver { ports } => self.machine.take_over(&ports, files)?,
             Action::LogWrites => self.machine.log_writes(self.ram)?,
             Action::Changes => {
                 let Ok([memory, list]) = <[OwnedFd; 2]>::try_from(files) else {
@@ -338,7 +359,8 @@ impl Owner {
                 let log = kernel_log::read(self.ram, &self.kernel);
                 return Ok(Reply::KernelLog(log.map_err(|error| error.to_string())?));
             }
-            Action::Shutdown => {}
+            // Answered before, with descriptors.
+            Action::Connections { .. } | Action::Shutdown => {}
         }
         Ok(Reply::Done)
     }

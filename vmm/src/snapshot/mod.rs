@@ -22,7 +22,8 @@ use crate::devices::virtio::persist::{RestoreError, SavedTransport};
 use crate::devices::virtio::vsock::SavedVsock;
 use crate::spec::VmSpec;
 
-/// Longest state file in bytes; 32 vCPUs take a tenth of it.
+/// Longest state file in bytes; 32 vCPUs take a tenth of it. The rest is for what the guest
+/// has sent to clients that do not read.
 const MAX_STATE: u64 = 4 << 20;
 
 /// Why there is no VM from a snapshot.
@@ -34,6 +35,11 @@ pub enum SnapshotError {
     /// The state file cannot be trusted.
     #[error("the snapshot's state cannot be used: {0}; make it anew")]
     Envelope(#[from] EnvelopeError),
+    /// It would not be read again.
+    #[error(
+        "the guest has sent more to clients that do not read than a snapshot takes: try later"
+    )]
+    Large,
     /// The content is not what this version writes, though the envelope says so.
     #[error("the snapshot's state makes no sense: {0}; make it anew")]
     Content(#[from] postcard::Error),
@@ -83,8 +89,11 @@ pub struct Snapshot {
 impl Snapshot {
     /// Writes it to an empty file.
     pub fn write(&self, mut file: File) -> Result<(), SnapshotError> {
-        let content = postcard::to_allocvec(self)?;
-        Ok(file.write_all(&envelope::seal(&content))?)
+        let sealed = envelope::seal(&postcard::to_allocvec(self)?);
+        if sealed.len() as u64 > MAX_STATE {
+            return Err(SnapshotError::Large);
+        }
+        Ok(file.write_all(&sealed)?)
     }
 
     /// Reads it, if it is whole and of this version.

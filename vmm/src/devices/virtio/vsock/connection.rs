@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::sys::socket::{MsgFlags, recv};
+use serde::{Deserialize, Serialize};
 
 use super::config::{BUFFER, MAX_PAYLOAD};
 use super::packet::{HEADER_SIZE, Header, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, op};
@@ -16,7 +17,7 @@ use crate::memory::IoVec;
 const MAX_LINE: usize = 19;
 
 /// How far a connection is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
     /// The client has not said the port yet.
     Handshake,
@@ -48,11 +49,17 @@ pub enum Verdict {
 /// ([`Self::socket_event`]) until it was used up.
 pub struct Connection {
     socket: UnixStream,
+    flow: Flow,
+    /// It waits in the device's list of those with something for the guest.
+    pub queued: bool,
+}
+
+/// What there is of a connection beside its socket, as plain data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
     host_port: u32,
     guest_port: u32,
     phase: Phase,
-    /// It waits in the device's list of those with something for the guest.
-    pub queued: bool,
 
     /// The socket may have bytes.
     readable: bool,
@@ -87,15 +94,25 @@ pub struct Connection {
     credit_wanted: bool,
 }
 
+impl Flow {
+    /// The host's port, which is the connection's name.
+    pub fn host_port(&self) -> u32 {
+        self.host_port
+    }
+
+    /// Whether the guest knows of it.
+    pub fn known_to_guest(&self) -> bool {
+        matches!(self.phase, Phase::Requested | Phase::Open | Phase::Draining)
+    }
+}
+
 impl Connection {
     /// A client that has just connected.
     pub fn new(socket: UnixStream, host_port: u32) -> Self {
-        Self {
-            socket,
+        let flow = Flow {
             host_port,
             guest_port: 0,
             phase: Phase::Handshake,
-            queued: false,
             readable: false,
             host_ended: false,
             host_gone: false,
@@ -113,44 +130,59 @@ impl Connection {
             forwarded: Wrapping(0),
             told: Wrapping(0),
             credit_wanted: false,
+        };
+        Self::resumed(socket, flow)
+    }
+
+    /// One that goes on where it was saved.
+    pub fn resumed(socket: UnixStream, flow: Flow) -> Self {
+        Self {
+            socket,
+            flow,
+            queued: false,
         }
+    }
+
+    /// What it takes to go on with it in another process that gets its socket.
+    pub fn flow(&self) -> &Flow {
+        &self.flow
     }
 
     /// Port of the guest's end; 0 before the client has said it.
     pub fn guest_port(&self) -> u32 {
-        self.guest_port
+        self.flow.guest_port
     }
 
     /// Whether the guest knows of it.
     pub fn known_to_guest(&self) -> bool {
-        matches!(self.phase, Phase::Requested | Phase::Open | Phase::Draining)
+        self.flow.known_to_guest()
     }
 
     /// Whether nothing is left to do.
     pub fn finished(&self) -> bool {
-        self.phase == Phase::Finished
+        self.flow.phase == Phase::Finished
     }
 
     /// The socket has become readable or writable, or its peer has gone.
     pub fn socket_event(&mut self, gone: bool, guest_ready: bool) {
-        self.readable = true;
-        self.host_gone |= gone;
-        if self.phase == Phase::Handshake {
+        self.flow.readable = true;
+        self.flow.host_gone |= gone;
+        if self.flow.phase == Phase::Handshake {
             self.handshake(guest_ready);
         }
         self.flush();
-        match self.phase {
-            Phase::Waiting if self.host_gone => self.phase = Phase::Finished,
-            Phase::Open if self.host_gone && self.host_ended => self.shutdown = SHUTDOWN_BOTH,
+        match self.flow.phase {
+            Phase::Waiting if self.flow.host_gone => self.flow.phase = Phase::Finished,
+            Phase::Open if self.flow.host_gone && self.flow.host_ended => self.flow.shutdown = SHUTDOWN_BOTH,
             _ => {}
         }
     }
 
     /// The guest is ready: connections that waited for it go on.
     pub fn guest_ready(&mut self) {
-        if self.phase == Phase::Waiting {
-            self.phase = Phase::Requested;
-            self.request = true;
+        if self.flow.phase == Phase::Waiting {
+            self.flow.phase = Phase::Requested;
+            self.flow.request = true;
         }
     }
 
@@ -164,8 +196,8 @@ impl Connection {
         };
         let line = &line[..count];
         let Some(end) = line.iter().position(|byte| *byte == b'\n') else {
-            if count == 0 || count == MAX_LINE || self.host_gone {
-                self.phase = Phase::Finished;
+            if count == 0 || count == MAX_LINE || self.flow.host_gone {
+                self.flow.phase = Phase::Finished;
             }
             return;
         };
@@ -177,79 +209,79 @@ impl Connection {
             .and_then(|()| parse_port(&line[..end]));
         match port {
             Some(port) => {
-                self.guest_port = port;
-                self.phase = Phase::Waiting;
+                self.flow.guest_port = port;
+                self.flow.phase = Phase::Waiting;
                 if guest_ready {
                     self.guest_ready();
                 }
             }
-            None => self.phase = Phase::Finished,
+            None => self.flow.phase = Phase::Finished,
         }
     }
 
     /// Bytes that the guest can still take. Its numbers may be nonsense; then none.
     fn credit(&self) -> usize {
-        let under_way = (self.sent - self.guest_taken).0;
-        self.guest_buffer.saturating_sub(under_way) as usize
+        let under_way = (self.flow.sent - self.flow.guest_taken).0;
+        self.flow.guest_buffer.saturating_sub(under_way) as usize
     }
 
     /// Whether there may be bytes for the guest to read from the socket.
     fn has_data(&self) -> bool {
-        self.phase == Phase::Open
-            && self.readable
-            && !self.host_ended
-            && self.guest_ended & SHUTDOWN_RECEIVE == 0
+        self.flow.phase == Phase::Open
+            && self.flow.readable
+            && !self.flow.host_ended
+            && self.flow.guest_ended & SHUTDOWN_RECEIVE == 0
     }
 
     /// Whether the guest should hear how much was forwarded.
     fn owes_credit(&self) -> bool {
-        self.phase == Phase::Open
-            && (self.credit_wanted || (self.forwarded - self.told).0 >= BUFFER / 2)
+        self.flow.phase == Phase::Open
+            && (self.flow.credit_wanted || (self.flow.forwarded - self.flow.told).0 >= BUFFER / 2)
     }
 
     /// Whether the guest must be told of an end that it does not know of.
     fn owes_shutdown(&self) -> bool {
-        self.phase == Phase::Open && self.shutdown & !self.shutdown_told != 0
+        self.flow.phase == Phase::Open && self.flow.shutdown & !self.flow.shutdown_told != 0
     }
 
     /// Whether [`Self::fill`] may have a packet.
     pub fn wants_guest(&self) -> bool {
-        self.request
+        self.flow.request
             || self.owes_shutdown()
             || self.owes_credit()
-            || (self.has_data() && (self.credit() > 0 || !self.credit_asked))
+            || (self.has_data() && (self.credit() > 0 || !self.flow.credit_asked))
     }
 
     /// Writes the next packet into a receive buffer of the guest, which holds more
     /// than a header. Returns the bytes written, and how many of them are data;
     /// `None` when there is nothing to say.
     pub fn fill(&mut self, buffer: &mut IoVec) -> Option<(usize, usize)> {
-        let mut header = Header::to_guest(self.host_port, self.guest_port, op::RW);
+        let mut header = Header::to_guest(self.flow.host_port, self.flow.guest_port, op::RW);
         let mut data = 0;
-        if std::mem::take(&mut self.request) {
+        if std::mem::take(&mut self.flow.request) {
             header.op = op::REQUEST;
         } else if let Some(count) = self.fill_data(buffer) {
             header.len = count as u32;
             data = count;
         } else if self.owes_shutdown() {
             header.op = op::SHUTDOWN;
-            header.flags = self.shutdown;
-            self.shutdown_told = self.shutdown;
-            if self.shutdown == SHUTDOWN_BOTH {
+            header.flags = self.flow.shutdown;
+            self.flow.shutdown_told = self.flow.shutdown;
+            if self.flow.shutdown == SHUTDOWN_BOTH {
                 // The client cannot take anything any more, and the guest knows.
-                self.phase = Phase::Finished;
+                self.flow.phase = Phase::Finished;
             }
         } else if self.owes_credit() {
             header.op = op::CREDIT_UPDATE;
-        } else if self.has_data() && self.credit() == 0 && !self.credit_asked {
+        } else if self.has_data() && self.credit() == 0 && !self.flow.credit_asked {
             header.op = op::CREDIT_REQUEST;
-            self.credit_asked = true;
+            self.flow.credit_asked = true;
         } else {
             return None;
         }
-        header.fwd_cnt = self.forwarded.0;
-        self.told = self.forwarded;
-        self.credit_wanted = false;
+        header.fwd_cnt = self.flow.forwarded.0;
+        self.flow.told = self.flow.forwarded;
+        self.flow.credit_wanted = false;
         buffer.copy_from(0, &header.to_bytes());
         Some((HEADER_SIZE + data, data))
     }
@@ -268,13 +300,13 @@ impl Connection {
         match buffer.read(self.socket.as_fd(), range) {
             Ok(0) => self.host_end(),
             Ok(count) => {
-                self.sent += count as u32;
+                self.flow.sent += count as u32;
                 return Some(count);
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => self.readable = false,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.flow.readable = false,
             Err(_) => {
-                self.host_gone = true;
+                self.flow.host_gone = true;
                 self.host_end();
             }
         }
@@ -283,8 +315,8 @@ impl Connection {
 
     /// The client has said all it will.
     fn host_end(&mut self) {
-        self.host_ended = true;
-        self.shutdown |= if self.host_gone {
+        self.flow.host_ended = true;
+        self.flow.shutdown |= if self.flow.host_gone {
             SHUTDOWN_BOTH
         } else {
             SHUTDOWN_SEND
@@ -293,21 +325,21 @@ impl Connection {
 
     /// Takes a packet of the guest; `packet` is header and data.
     pub fn packet(&mut self, header: &Header, packet: &mut IoVec) -> Verdict {
-        self.guest_buffer = header.buf_alloc;
-        self.guest_taken = Wrapping(header.fwd_cnt);
+        self.flow.guest_buffer = header.buf_alloc;
+        self.flow.guest_taken = Wrapping(header.fwd_cnt);
         if self.credit() > 0 {
-            self.credit_asked = false;
+            self.flow.credit_asked = false;
         }
-        match (header.op, self.phase) {
+        match (header.op, self.flow.phase) {
             (op::RESPONSE, Phase::Requested) => self.accepted(),
-            (op::RST, Phase::Requested) => self.phase = Phase::Finished,
+            (op::RST, Phase::Requested) => self.flow.phase = Phase::Finished,
             (op::RST, _) => self.guest_end(),
-            (op::RW, Phase::Open) if self.guest_ended & SHUTDOWN_SEND == 0 => {
+            (op::RW, Phase::Open) if self.flow.guest_ended & SHUTDOWN_SEND == 0 => {
                 return self.data(header, packet);
             }
             (op::SHUTDOWN, Phase::Open) => return self.guest_shutdown(header.flags),
             (op::CREDIT_UPDATE, Phase::Open) => {}
-            (op::CREDIT_REQUEST, Phase::Open) => self.credit_wanted = true,
+            (op::CREDIT_REQUEST, Phase::Open) => self.flow.credit_wanted = true,
             _ => {
                 self.guest_end();
                 return Verdict::Broken;
@@ -318,57 +350,57 @@ impl Connection {
 
     /// The guest accepts.
     fn accepted(&mut self) {
-        self.phase = Phase::Open;
-        let line = format!("OK {}\n", self.host_port);
+        self.flow.phase = Phase::Open;
+        let line = format!("OK {}\n", self.flow.host_port);
         // The socket's buffer is empty, so a line fits, or the client has gone.
         if self.socket.write_all(line.as_bytes()).is_err() {
-            self.host_gone = true;
+            self.flow.host_gone = true;
         }
     }
 
     /// Data of the guest: straight to the socket as far as it takes them.
     fn data(&mut self, header: &Header, packet: &mut IoVec) -> Verdict {
         let length = header.len as usize;
-        let under_way = (self.received - self.forwarded).0;
+        let under_way = (self.flow.received - self.flow.forwarded).0;
         if header.len > BUFFER - under_way {
             self.guest_end();
             return Verdict::Broken;
         }
-        self.received += header.len;
+        self.flow.received += header.len;
         let mut done = 0;
-        while self.backlog.is_empty() && done < length {
+        while self.flow.backlog.is_empty() && done < length {
             let range = HEADER_SIZE + done..HEADER_SIZE + length;
             match packet.write(self.socket.as_fd(), range) {
                 Ok(count) => done += count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(_) => {
-                    self.host_gone = true;
+                    self.flow.host_gone = true;
                     break;
                 }
             }
         }
-        if self.host_gone {
+        if self.flow.host_gone {
             // Nobody will read it; the guest learns of it when the socket is read empty.
             done = length;
         }
-        self.forwarded += done as u32;
+        self.flow.forwarded += done as u32;
         if done < length {
-            let start = self.backlog.len();
-            self.backlog.resize(start + length - done, 0);
-            packet.copy_to(HEADER_SIZE + done, &mut self.backlog[start..]);
+            let start = self.flow.backlog.len();
+            self.flow.backlog.resize(start + length - done, 0);
+            packet.copy_to(HEADER_SIZE + done, &mut self.flow.backlog[start..]);
         }
         Verdict::Fine
     }
 
     /// The guest ends one direction or both.
     fn guest_shutdown(&mut self, flags: u32) -> Verdict {
-        self.guest_ended |= flags & SHUTDOWN_BOTH;
-        if self.guest_ended == SHUTDOWN_BOTH {
+        self.flow.guest_ended |= flags & SHUTDOWN_BOTH;
+        if self.flow.guest_ended == SHUTDOWN_BOTH {
             self.guest_end();
             return Verdict::Answer;
         }
-        if self.guest_ended & SHUTDOWN_RECEIVE != 0 {
+        if self.flow.guest_ended & SHUTDOWN_RECEIVE != 0 {
             // The client's writes fail from now on. It may have gone already.
             let _ = self.socket.shutdown(Shutdown::Read);
         }
@@ -378,31 +410,31 @@ impl Connection {
 
     /// The guest is done: what it sent still goes to the host, then all ends.
     fn guest_end(&mut self) {
-        self.guest_ended = SHUTDOWN_BOTH;
-        self.phase = Phase::Draining;
+        self.flow.guest_ended = SHUTDOWN_BOTH;
+        self.flow.phase = Phase::Draining;
         self.flush();
     }
 
     /// Writes what the socket did not take before.
     fn flush(&mut self) {
-        while self.backlog_done < self.backlog.len() && !self.host_gone {
-            match (&self.socket).write(&self.backlog[self.backlog_done..]) {
+        while self.flow.backlog_done < self.flow.backlog.len() && !self.flow.host_gone {
+            match (&self.socket).write(&self.flow.backlog[self.flow.backlog_done..]) {
                 Ok(count) => {
-                    self.backlog_done += count;
-                    self.forwarded += count as u32;
+                    self.flow.backlog_done += count;
+                    self.flow.forwarded += count as u32;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(_) => self.host_gone = true,
+                Err(_) => self.flow.host_gone = true,
             }
         }
-        self.forwarded += (self.backlog.len() - self.backlog_done) as u32;
+        self.flow.forwarded += (self.flow.backlog.len() - self.flow.backlog_done) as u32;
         // Frees the memory: most connections never need it.
-        self.backlog = Vec::new();
-        self.backlog_done = 0;
-        match self.phase {
-            Phase::Draining => self.phase = Phase::Finished,
-            Phase::Open if self.guest_ended & SHUTDOWN_SEND != 0 => {
+        self.flow.backlog = Vec::new();
+        self.flow.backlog_done = 0;
+        match self.flow.phase {
+            Phase::Draining => self.flow.phase = Phase::Finished,
+            Phase::Open if self.flow.guest_ended & SHUTDOWN_SEND != 0 => {
                 // The client may have gone already.
                 let _ = self.socket.shutdown(Shutdown::Write);
             }
@@ -613,7 +645,7 @@ mod tests {
     #[test]
     fn counters_may_wrap() {
         let mut bench = Bench::open(100);
-        bench.connection.sent = Wrapping(u32::MAX - 1);
+        bench.connection.flow.sent = Wrapping(u32::MAX - 1);
         let _ = bench.guest(op::CREDIT_UPDATE, 100, u32::MAX - 1, 0, b"");
         bench.client_writes(b"0123456789");
         assert_eq!(bench.next().unwrap().1, b"0123456789");
@@ -728,7 +760,7 @@ mod tests {
             verdicts.push(bench.guest(op::RW, 1000, 0, 0, &data));
         }
         assert!(verdicts.contains(&Verdict::Broken));
-        assert!(bench.connection.backlog.len() <= BUFFER as usize);
+        assert!(bench.connection.flow.backlog.len() <= BUFFER as usize);
     }
 
     #[test]

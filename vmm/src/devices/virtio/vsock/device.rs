@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -13,7 +13,7 @@ use super::config::{
     FEATURES, FIRST_HOST_PORT, GUEST_CID, HOST_CID, MAX_CONNECTIONS, MAX_REPLIES, QUEUE_SIZES,
     READY_PORT, SPACE, TRANSPORT_RESET,
 };
-use super::connection::{Connection, Verdict};
+use super::connection::{Connection, Flow, Verdict};
 use super::metrics::VsockCounters;
 use super::packet::{HEADER_SIZE, Header, TYPE_STREAM, op};
 use super::persist::SavedVsock;
@@ -41,6 +41,8 @@ pub struct Vsock {
     listener: Option<UnixListener>,
     epoll: Epoll,
     connections: BTreeMap<u32, Connection>,
+    /// Those of a device that goes on from a saved one, until they get their sockets.
+    saved: BTreeMap<u32, Flow>,
     next_port: u32,
     /// Ports of the connections that may have something for the guest.
     waiting: VecDeque<u32>,
@@ -50,6 +52,8 @@ pub struct Vsock {
     ready_news: bool,
     /// The guest must be told that its connections are gone.
     reset_news: bool,
+    /// Another process goes on with it.
+    left: bool,
     counters: Arc<VsockCounters>,
     chain: Chain,
     live: Option<Live>,
@@ -63,34 +67,55 @@ impl Vsock {
             listener: None,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             connections: BTreeMap::new(),
+            saved: BTreeMap::new(),
             next_port: FIRST_HOST_PORT,
             waiting: VecDeque::new(),
             replies: VecDeque::new(),
             guest_ready: false,
             ready_news: false,
             reset_news: false,
+            left: false,
             counters,
             chain: Chain::default(),
             live: None,
         })
     }
 
-    /// Makes `listener`, which must not block, the host side.
+    /// Makes `listener`, which must not block, the host side. Saved connections that nobody
+    /// has given a socket to are gone.
     pub fn listen(&mut self, listener: UnixListener) -> io::Result<()> {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, LISTENER);
         self.epoll.add(&listener, event)?;
         self.listener = Some(listener);
+        let lost = std::mem::take(&mut self.saved);
+        self.reset_news = lost.values().any(Flow::known_to_guest);
         Ok(())
     }
 
     /// What must be known to go on later, in another process.
     pub fn save(&self) -> SavedVsock {
-        let mut connections = self.connections.values();
+        let connections = self.connections.values();
         SavedVsock {
             guest_ready: self.guest_ready,
             next_port: self.next_port,
-            connected: connections.any(Connection::known_to_guest),
+            connections: connections.map(|one| one.flow().clone()).collect(),
+            replies: self.replies.iter().copied().collect(),
         }
+    }
+
+    /// Touches no socket any more: another process goes on with them.
+    pub fn leave(&mut self) -> io::Result<()> {
+        if let Some(listener) = &self.listener {
+            self.epoll.delete(listener)?;
+        }
+        self.left = true;
+        Ok(())
+    }
+
+    /// The connections from this host port on, with their sockets.
+    pub fn connections(&self, from: u32) -> impl Iterator<Item = (u32, BorrowedFd<'_>)> {
+        let connections = self.connections.range(from..);
+        connections.map(|(port, one)| (*port, one.as_fd()))
     }
 
     /// Connections that the guest knows.
@@ -103,7 +128,21 @@ impl Vsock {
     pub fn restore(&mut self, saved: SavedVsock) {
         self.guest_ready = saved.guest_ready;
         self.next_port = saved.next_port.max(FIRST_HOST_PORT);
-        self.reset_news = saved.connected;
+        self.replies = saved.replies.into();
+        let connections = saved.connections.into_iter();
+        self.saved = connections.map(|flow| (flow.host_port(), flow)).collect();
+    }
+
+    /// Goes on with a saved connection; `false`: none of that port was saved.
+    pub fn take_over(&mut self, port: u32, socket: UnixStream) -> io::Result<bool> {
+        let Some(flow) = self.saved.remove(&port) else {
+            return Ok(false);
+        };
+        self.watch(&socket, port)?;
+        self.connections
+            .insert(port, Connection::resumed(socket, flow));
+        self.look_after(port);
+        Ok(true)
     }
 
     /// Becomes readable when [`Self::process_sockets`] has something to do.
@@ -124,6 +163,9 @@ impl Vsock {
             .epoll
             .wait(&mut events, EpollTimeout::ZERO)
             .unwrap_or(0);
+        if self.left {
+            return false;
+        }
         for event in &events[..count] {
             if event.data() == LISTENER {
                 self.accept();
@@ -175,12 +217,7 @@ impl Vsock {
             }
             let port = self.next_port;
             self.next_port = port.wrapping_add(1).max(FIRST_HOST_PORT);
-            let flags = EpollFlags::EPOLLIN
-                | EpollFlags::EPOLLOUT
-                | EpollFlags::EPOLLRDHUP
-                | EpollFlags::EPOLLET;
-            let event = EpollEvent::new(flags, u64::from(port));
-            if self.epoll.add(&socket, event).is_ok() {
+            if self.watch(&socket, port).is_ok() {
                 let mut connection = Connection::new(socket, port);
                 // Most clients have sent their first line by now.
                 connection.socket_event(false, self.guest_ready);
@@ -188,6 +225,16 @@ impl Vsock {
                 self.look_after(port);
             }
         }
+    }
+
+    /// Waits for what happens to a connection's socket.
+    fn watch(&self, socket: &UnixStream, port: u32) -> io::Result<()> {
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
+        let event = EpollEvent::new(flags, u64::from(port));
+        Ok(self.epoll.add(socket, event)?)
     }
 
     /// After something happened to a connection: forget it, or let it talk to the guest.
@@ -413,12 +460,18 @@ mod tests {
         }
 
         fn without_room(name: &str) -> Self {
+            Self::made(name, |_| {})
+        }
+
+        /// `before`: what comes before it listens.
+        fn made(name: &str, before: impl FnOnce(&mut Vsock)) -> Self {
             let name = format!("joey-vsock-test-{}-{name}", std::process::id());
             let address = SocketAddr::from_abstract_name(name).unwrap();
             let listener = UnixListener::bind_addr(&address).unwrap();
             listener.set_nonblocking(true).unwrap();
             let ram = TestDriver::memory();
             let mut device = Vsock::new(ram, Arc::default()).unwrap();
+            before(&mut device);
             device.listen(listener).unwrap();
             let driver = TestDriver::start(ram, &mut device);
             Self {
@@ -696,6 +749,18 @@ mod tests {
         assert!(!bench.device.process_queues());
     }
 
+    /// A device that goes on from a saved one, with the sockets that it gets.
+    fn restored(name: &str, saved: SavedVsock, sockets: Vec<(u32, UnixStream)>) -> Bench {
+        let mut bench = Bench::made(name, |device| {
+            device.restore(saved);
+            for (port, socket) in sockets {
+                assert!(device.take_over(port, socket).unwrap());
+            }
+        });
+        bench.offer(64);
+        bench
+    }
+
     #[test]
     fn a_restored_device_takes_no_port_again_and_says_that_all_is_gone() {
         let mut bench = Bench::new("before");
@@ -704,11 +769,10 @@ mod tests {
         let _client = bench.client(9);
         bench.device.process_sockets();
         let saved = bench.device.save();
-        assert!(saved.guest_ready && saved.connected);
+        assert!(saved.guest_ready && saved.connections.len() == 1);
         assert_eq!(saved.next_port, FIRST_HOST_PORT + 1);
 
-        let mut after = Bench::new("after");
-        after.device.restore(saved);
+        let mut after = restored("after", saved, Vec::new());
         after.driver.queues[2].add(&[], &[(PACKET, 4)]);
         let _client = after.client(9);
         after.device.process_sockets();
@@ -719,5 +783,59 @@ mod tests {
         assert_eq!(after.driver.read(PACKET, 4), TRANSPORT_RESET.to_le_bytes());
         after.device.process_queues();
         assert!(after.driver.queues[2].used().is_none());
+    }
+
+    #[test]
+    fn connections_go_on_in_another_process() {
+        let mut bench = Bench::new("old");
+        bench.ready();
+        let (mut client, port) = bench.open();
+        // More than its socket takes: the rest waits in the device.
+        let data: Vec<u8> = (0..200_000u32).map(|at| (at * 7) as u8).collect();
+        for part in data.chunks(4096) {
+            bench.send(op::RW, 5, port, 0, part);
+        }
+        let mut early = bench.client(6);
+        bench.device.process_sockets();
+        let saved = bench.device.save();
+        assert_eq!(saved.connections.len(), 2);
+        bench.device.leave().unwrap();
+        let copy = |(port, socket): (u32, BorrowedFd<'_>)| {
+            (port, UnixStream::from(socket.try_clone_to_owned().unwrap()))
+        };
+        let sockets: Vec<_> = bench.device.connections(0).map(copy).collect();
+        assert_eq!(bench.device.connections(port + 1).count(), 1);
+
+        // What clients say meanwhile is left to the next.
+        client.write_all(b"more").unwrap();
+        let stranger = bench.client(7);
+        assert!(!bench.device.process_sockets());
+        assert_eq!(bench.device.connections.len(), 2);
+        drop(stranger);
+
+        let mut after = restored("new", saved, sockets);
+        client
+            .set_read_timeout(Some(std::time::Duration::from_millis(10)))
+            .unwrap();
+        let mut got = Vec::new();
+        while got.len() < data.len() {
+            let mut piece = [0; 8192];
+            match client.read(&mut piece) {
+                Ok(count) => got.extend_from_slice(&piece[..count]),
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
+            }
+            after.device.process_sockets();
+        }
+        assert!(got == data);
+        let packets = after.received();
+        assert!(packets.iter().any(|(header, data)| {
+            (header.op, header.dst_port, data.as_slice()) == (op::RW, 5, b"more")
+        }));
+        // The guest was asked for it before.
+        after.send(op::RESPONSE, 6, port + 1, 0, b"");
+        let mut line = [0; 2];
+        early.read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"OK");
+        assert!(!after.device.take_over(port, UnixStream::pair().unwrap().0).unwrap());
     }
 }

@@ -12,7 +12,7 @@ mod metrics;
 mod packet;
 mod persist;
 
-pub use config::{GUEST_CID, READY_PORT};
+pub use config::{GUEST_CID, MAX_CONNECTIONS, READY_PORT};
 pub use device::Vsock;
 pub use metrics::{VsockCounters, VsockStats};
 pub use packet::{HEADER_SIZE, Header};

@@ -1,5 +1,7 @@
 //! The header before each packet (`struct virtio_vsock_hdr`).
 
+use serde::{Deserialize, Serialize};
+
 use super::config::{BUFFER, GUEST_CID, HOST_CID};
 use crate::le::{u16_at, u32_at, u64_at};
 
@@ -35,7 +37,7 @@ pub const SHUTDOWN_SEND: u32 = 2;
 pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
 
 /// A header, in the byte order of the processor.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Header {
     /// Sender's address.
     pub src_cid: u64,
