@@ -86,7 +86,9 @@ impl Cpus {
             let (factory, end) = (factory.clone(), Arc::clone(stop));
             spawn("cpus", ThreadKind::Cpus, stop, move || {
                 for (index, answer) in incoming {
-                    let made = factory.make(index);
+                    let made = factory
+                        .make(index)
+                        .and_then(|vcpu| vcpu.announce().map(|()| vcpu));
                     let made = made.map_err(|error| CpuError::Failed(error.to_string()));
                     // Who asked may have given up.
                     let _ = answer.send(made.and_then(|vcpu| Cpu::start(index, vcpu, &end)));

@@ -40,6 +40,7 @@ mod kvm {
     pub const CREATE_VCPU: u32 = 0xae41;
     pub const SET_MSRS: u32 = 0x4008_ae89;
     pub const SET_CPUID2: u32 = 0x4008_ae90;
+    pub const SET_LAPIC: u32 = 0x4400_ae8f;
     /// What a vCPU's own thread may ask of it.
     pub const VCPU: [u32; 10] = [
         RUN,
@@ -62,13 +63,14 @@ mod kvm {
         0x4010_ae42, // GET_DIRTY_LOG
     ];
     /// What the thread that makes vCPUs does, and, as they inherit its filter, theirs.
-    pub const MAKE: [u32; 3 + VCPU.len()] = {
-        let mut calls = [CREATE_VCPU; 3 + VCPU.len()];
+    pub const MAKE: [u32; 4 + VCPU.len()] = {
+        let mut calls = [CREATE_VCPU; 4 + VCPU.len()];
         calls[1] = SET_MSRS;
         calls[2] = SET_CPUID2;
+        calls[3] = SET_LAPIC;
         let mut index = 0;
         while index < VCPU.len() {
-            calls[3 + index] = VCPU[index];
+            calls[4 + index] = VCPU[index];
             index += 1;
         }
         calls

@@ -92,6 +92,17 @@ impl Vcpu {
         Ok(Self { fd, shared })
     }
 
+    /// Lets the guest reach a vCPU that was made while others run. KVM finds whom an interrupt is
+    /// for in a table that it makes before a new vCPU is in its list: until something changes in
+    /// another local APIC the INIT and SIPI that start the newest one go nowhere.
+    pub fn announce(&self) -> Result<(), KvmError> {
+        let lapic = self.fd.get_lapic();
+        let lapic = lapic.map_err(failed("read the local APIC"))?;
+        self.fd
+            .set_lapic(&lapic)
+            .map_err(failed("set the local APIC"))
+    }
+
     /// Lets it start at the kernel's first instruction.
     pub fn start_at(&self, entry: u64) -> Result<(), KvmError> {
         regs::set(&self.fd, entry)

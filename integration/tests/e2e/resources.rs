@@ -439,6 +439,9 @@ fn vms_grow_to_their_pods_limits() {
     // The shape is the same: only what is in use is not.
     let possible = container.sh("cat /sys/devices/system/cpu/possible");
     assert_ne!(possible, "0");
+    // One vCPU alone is made, and none after it.
+    let two = pod(2, 128);
+    wait_cpus(&two.start(BUSYBOX, &["sleep", "1000"]), 2);
 }
 
 fn a_vm_grows_and_shrinks_with_its_containers_limits() {
