@@ -173,6 +173,20 @@ impl TaskState {
         }
     }
 
+    /// Gives it another pid.
+    ///
+    /// # Errors
+    /// Unless it is paused.
+    pub fn moved(&mut self, pid: u32) -> Result<(), TransitionError> {
+        match self {
+            Self::Paused { pid: old } => {
+                *old = pid;
+                Ok(())
+            }
+            _ => Err(self.cannot("become another process")),
+        }
+    }
+
     /// It ended.
     pub fn exited(&mut self, exit: Exit) -> Exited {
         match self {
@@ -269,6 +283,16 @@ mod tests {
         assert_eq!(state.created(7).unwrap(), Some(exit));
         assert_eq!(state.pid(), 7);
         assert!(state.created(7).is_err());
+    }
+
+    #[test]
+    fn only_what_is_paused_may_become_another_process() {
+        let mut state = TaskState::Running { pid: 7 };
+        assert!(state.moved(8).is_err());
+        state.pause().unwrap();
+        state.moved(8).unwrap();
+        state.resume().unwrap();
+        assert_eq!(state, TaskState::Running { pid: 8 });
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod ports;
 mod resources;
 mod restart;
 mod rootless;
+mod saved;
 mod shared;
 mod storage;
 mod streams;
@@ -31,11 +32,12 @@ use libtest_mimic::{Arguments, Failed, Trial};
 const EXTENT: &str = "JOEY_E2E_EXTENT";
 
 /// What `brief` leaves: whatever depends on how containerd drives a sandbox.
-const BRIEF: [&str; 13] = [
+const BRIEF: [&str; 14] = [
     "pods::whole_life",
     "pods::two_containers",
     "pods::stop_asks",
     "resources::the_vm_is_as_large",
+    "saved::connections_go_on",
     "exec::exit_codes",
     "streams::stdout_and_stderr",
     "network::pods_and_host",
@@ -61,10 +63,11 @@ const BULK: [&str; 4] = [
 
 /// Tests of the VM itself, which say nothing where pods run on the host's kernel, and what
 /// of it they are about.
-const OF_THE_VM: [(&str, &str); 35] = [
+const OF_THE_VM: [(&str, &str); 36] = [
     ("templates::", "the VM's template"),
     ("jail::", "the VMM"),
     ("pause::", "the VM"),
+    ("saved::", "the VM"),
     ("pods::kernel_is_the_guests", "the guest's kernel"),
     ("storage::host_holds_one_copy", "images in the VM's window"),
     ("network::guest_has", "the network as the guest is told it"),
@@ -181,6 +184,7 @@ fn main() {
         life::trials(),
         jail::trials(),
         pause::trials(),
+        saved::trials(),
         resources::trials(),
         shared::trials(),
         checkpoint::trials(),

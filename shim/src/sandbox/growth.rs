@@ -99,6 +99,11 @@ impl Growth {
         pod.memory_mib = memory_mib.max(self.base.memory_mib);
     }
 
+    /// What could not be done while the VM hibernated is tried again.
+    pub(super) fn again(&self) {
+        self.wanted.send_modify(|_| {});
+    }
+
     /// The whole pod has other limits.
     pub(super) fn update(&self, resources: &LinuxResources, config: &Config) {
         let mut pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner);

@@ -57,6 +57,9 @@ pub struct Sandbox {
     /// What containers find in /etc, where that is left to us.
     etc: Option<Etc>,
     vm: Arc<Vm>,
+    /// Of its first VMM: containerd names the pod's namespaces by it as long as the pod is
+    /// there, also when the VM was saved and restored.
+    first_pid: u32,
     guest: Guest,
     stages: Arc<Stages>,
     publisher: Publisher,
@@ -133,6 +136,10 @@ impl Sandbox {
     pub fn describe(&self) -> Description {
         let state = if !self.running() {
             "ended"
+        } else if self.vm.hibernates() {
+            "saved"
+        } else if self.is_paused() {
+            "paused"
         } else if self.silent_since().is_some() {
             "unresponsive"
         } else {

@@ -123,6 +123,7 @@ impl Sandbox {
             volumes: Volumes::new(config.virtiofsd.clone(), state_dir),
             blobs: BlobStore::new(request.config.data_dir.join("layers")),
             id: request.id,
+            first_pid: vm.pid(),
             vm,
             guest,
             stages,
@@ -161,8 +162,13 @@ async fn bring_up(
     plan: &Plan,
     stages: &Arc<Stages>,
 ) -> Result<(Arc<Vm>, Guest, Events)> {
-    let (vm, events) = Vm::start(plan, stages).await?;
-    let error = match configure(request, &vm, stages).await {
+    let (vm, mut events) = Vm::start(plan, stages).await?;
+    let configured = tokio::select! {
+        configured = configure(request, &vm, stages) => configured,
+        // Its socket is ours too, and would have us wait.
+        reason = vm_end(&mut events) => Err(Error::Failed(reason)),
+    };
+    let error = match configured {
         Ok(guest) => return Ok((vm, guest, events)),
         // An agent that refuses is not dead.
         Err(error @ Error::Guest(ttrpc::Error::RpcStatus(_))) => error,
@@ -170,6 +176,18 @@ async fn bring_up(
     };
     vm.release().await;
     Err(error)
+}
+
+/// Waits for the VM's end; tells why.
+async fn vm_end(events: &mut Events) -> String {
+    loop {
+        match events.recv().await {
+            Some(vmm::Event::Stopped { reason }) => return reason,
+            // Nobody has asked for anything yet.
+            Some(_) => {}
+            None => return "the VMM has died".into(),
+        }
+    }
 }
 
 /// One message carries everything that the guest needs to know.
@@ -182,10 +200,8 @@ async fn configure(request: &Request, vm: &Arc<Vm>, stages: &Arc<Stages>) -> Res
     std::fs::File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut entropy))
         .map_err(|error| Error::Failed(format!("cannot read /dev/urandom: {error}")))?;
-    let clock = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or_default());
-    let message = pod::configuration(&request.pod, &request.id, vm.endpoint(), clock, entropy);
+    let endpoint = vm.endpoint();
+    let message = pod::configuration(&request.pod, &request.id, endpoint, clock_ns(), entropy);
     stages
         .time(
             "configure",
@@ -194,4 +210,11 @@ async fn configure(request: &Request, vm: &Arc<Vm>, stages: &Arc<Stages>) -> Res
         .await
         .map_err(|error| Error::from(error).context("cannot configure the guest"))?;
     Ok(guest)
+}
+
+/// The wall clock, in nanoseconds since 1970.
+pub(super) fn clock_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or_default())
 }

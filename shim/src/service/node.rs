@@ -1,4 +1,4 @@
-//! What the node's tools ask: `joeyctl ps`, `logs`, `metrics` and `console`.
+//! What the node's tools ask: `joeyctl ps`, `logs`, `metrics`, `console` and `snapshot`.
 
 use std::sync::Arc;
 
@@ -49,6 +49,16 @@ impl Shim for NodeService {
             text: self.pod.sandbox()?.vm().kernel_log().await?,
             ..Default::default()
         })
+    }
+
+    async fn save(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.pod.sandbox()?.save().await?;
+        Ok(Empty::default())
+    }
+
+    async fn restore(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        self.pod.sandbox()?.thaw().await?;
+        Ok(Empty::default())
     }
 
     async fn console(

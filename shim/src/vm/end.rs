@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::task::spawn_blocking;
 
-use super::{Parts, Vm};
+use super::{Parts, Process, Vm, lock};
 use crate::error::chain;
 use crate::host::cgroup::Cgroup;
 use crate::host::oom_score;
@@ -45,9 +45,12 @@ impl Vm {
     /// The first half of [`Vm::adopt`]: nothing is left to do where that was done. Blocks.
     pub fn adopt_vmm(&self) {
         let mut stray = self.stray.lock().unwrap_or_else(PoisonError::into_inner);
-        if *stray && !self.released.load(Ordering::Acquire) {
+        if let Some(process) = self.process()
+            && *stray
+            && !self.released.load(Ordering::Acquire)
+        {
             // Not reaped before `release`, which waits for the lock.
-            match self.cgroup.adopt(self.pid) {
+            match self.cgroup.adopt(process.pid) {
                 Ok(()) => *stray = false,
                 Err(error) => tracing::warn!(
                     sandbox = self.id,
@@ -82,12 +85,14 @@ impl Vm {
         if self.released.load(Ordering::Acquire) {
             return;
         }
+        // First: a VMM that is being made for a VM that hibernates is not wanted any more.
+        self.killed.store(true, Ordering::SeqCst);
+        drop(lock(&self.dormant).take());
         if let Err(error) = self.cgroup.kill() {
             tracing::warn!(error = chain(&error), "cannot kill the pod's cgroup");
         }
-        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
-            Ok(()) | Err(Errno::SRCH) => {}
-            Err(error) => tracing::warn!(%error, "cannot kill the VMM"),
+        if let Some(process) = self.process() {
+            process.kill();
         }
     }
 
@@ -111,6 +116,8 @@ impl Vm {
             let id = &vm.id;
             let Parts {
                 vmm,
+                backing,
+                saved,
                 attachment,
                 state,
                 record: _,
@@ -119,6 +126,8 @@ impl Vm {
             drop(vm.stray.lock());
             // Waits for the process, which has been killed.
             drop(vmm);
+            // Before the network is detached: the TAP is held by these.
+            drop((backing, saved));
             if let Some(attachment) = attachment
                 && let Err(error) = attachment.detach()
             {
@@ -140,6 +149,16 @@ impl Vm {
             if let Err(error) = step.await {
                 tracing::error!(%error, "taking the VM apart");
             }
+        }
+    }
+}
+
+impl Process {
+    /// Kills it; one that is dead already is fine.
+    pub(super) fn kill(&self) {
+        match pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(error) => tracing::warn!(%error, "cannot kill the VMM"),
         }
     }
 }

@@ -16,12 +16,16 @@ const MAX_EVENT: u64 = 8 << 10;
 /// What the VMM says unasked. The channel closes when the VMM is gone.
 pub type Events = mpsc::Receiver<vmm::Event>;
 
-/// Reads the VMM's events until it is gone.
-pub(super) fn watch(stream: UnixStream) -> Result<Events> {
+/// A way for events that is closed when nobody has anything for it any more.
+pub(super) fn channel() -> (mpsc::Sender<vmm::Event>, Events) {
+    mpsc::channel(WAITING)
+}
+
+/// Passes the VMM's events on until it is gone.
+pub(super) fn watch(stream: UnixStream, sender: mpsc::Sender<vmm::Event>) -> Result<()> {
     let failed = |error: std::io::Error| Error::Failed(format!("the VMM's event socket: {error}"));
     stream.set_nonblocking(true).map_err(failed)?;
     let stream = tokio::net::UnixStream::from_std(stream).map_err(failed)?;
-    let (sender, receiver) = mpsc::channel(WAITING);
     tokio::spawn(async move {
         let mut reader = BufReader::with_capacity(512, stream);
         let mut line = Vec::new();
@@ -47,5 +51,5 @@ pub(super) fn watch(stream: UnixStream) -> Result<Events> {
             }
         }
     });
-    Ok(receiver)
+    Ok(())
 }

@@ -3,18 +3,21 @@
 
 mod end;
 mod events;
+mod hibernation;
 mod obituary;
 pub(crate) mod preparation;
 mod start;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use network::{Attachment, Endpoint};
+use tokio::sync::mpsc::{Sender, WeakSender};
 use tokio::task::spawn_blocking;
 use vmm::Vmm;
 
@@ -70,16 +73,22 @@ pub struct Vm {
     id: String,
     namespace: String,
     config: Arc<Config>,
-    pid: u32,
-    /// By which the VMM is killed while somebody waits for its answer.
-    pidfd: OwnedFd,
+    /// `None` while it hibernates.
+    process: Mutex<Option<Arc<Process>>>,
     vsock: Vsock,
     /// It booted, instead of going on from a template.
     booted: bool,
     /// The VMM is not in the pod's cgroup yet.
     stray: Mutex<bool>,
     cgroup: Cgroup,
-    log: VmmLog,
+    /// How willingly the host's kernel kills the VMM.
+    oom_score: AtomicI32,
+    /// What the VMM says goes there.
+    events: WeakSender<vmm::Event>,
+    /// Keeps that open while the VM hibernates: its end is the sandbox's.
+    dormant: Mutex<Option<Sender<vmm::Event>>>,
+    /// It shall end.
+    killed: AtomicBool,
     /// Set once, by whoever first finds that the guest is lost.
     death: tokio::sync::OnceCell<String>,
     /// The cgroup that this process was in before it moved into the pod's.
@@ -89,12 +98,48 @@ pub struct Vm {
     released: AtomicBool,
 }
 
+/// The process of a VMM.
+struct Process {
+    pid: u32,
+    /// By which it is killed while somebody waits for its answer.
+    pidfd: OwnedFd,
+    log: VmmLog,
+}
+
 /// What ends with the VM, in the order in which it goes.
 struct Parts {
-    vmm: Vmm,
+    /// `None` while it hibernates.
+    vmm: Option<Vmm>,
+    /// `None` before it has run.
+    backing: Option<Backing>,
+    /// While it hibernates.
+    saved: Option<Saved>,
     attachment: Option<Attachment>,
     state: StateDir,
     record: Record,
+}
+
+/// What the VM runs on, whichever process runs it.
+struct Backing {
+    scratch: File,
+    listener: UnixListener,
+    tap: Option<OwnedFd>,
+    images: Vec<Image>,
+}
+
+/// A file in the image window.
+struct Image {
+    offset: u64,
+    length: u64,
+    file: File,
+}
+
+/// A VM that no process runs. Its files have no names: they go with it.
+struct Saved {
+    memory: File,
+    state: File,
+    /// The VMM's ends of connections into the guest, by the host's ports.
+    connections: Vec<(u32, OwnedFd)>,
 }
 
 impl Vm {
@@ -113,7 +158,8 @@ impl Vm {
     pub async fn memory(&self) -> Memory {
         // Reaped by `release`: its pid may be another's then.
         let lives = !self.released.load(Ordering::Acquire);
-        let vmm = lives.then(|| i32::try_from(self.pid).ok()).flatten();
+        let process = self.process().filter(|_| lives);
+        let vmm = process.and_then(|process| i32::try_from(process.pid).ok());
         let config = self.config.clone();
         let count = move || {
             let shim = i32::try_from(std::process::id()).ok();
@@ -123,9 +169,9 @@ impl Vm {
         spawn_blocking(count).await.unwrap_or_default()
     }
 
-    /// The VMM's pid: what containerd takes for the sandbox's process.
+    /// The VMM's pid: what containerd takes for the sandbox's process. 0 while it hibernates.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.process().map_or(0, |process| process.pid)
     }
 
     /// The operator's settings when it was made.
@@ -150,9 +196,13 @@ impl Vm {
 
     /// Says how willingly the host's kernel kills the VMM when it is out of memory.
     pub fn set_oom_score(&self, score: i32) {
-        // Not reaped before `release`, so the pid is still its own.
-        if !self.released.load(Ordering::Acquire) {
-            set_oom_score(self.pid, score);
+        self.oom_score.store(score, Ordering::Release);
+        // Not reaped before `release`, nor while it is known here: the pid is still its own.
+        let process = lock(&self.process);
+        if !self.released.load(Ordering::Acquire)
+            && let Some(process) = &*process
+        {
+            set_oom_score(process.pid, score);
         }
     }
 
@@ -226,8 +276,20 @@ impl Vm {
     /// # Errors
     /// When the VMM refuses or is gone.
     pub async fn map_image(self: &Arc<Self>, offset: u64, length: u64, file: File) -> Result<()> {
-        self.ask("cannot show an image to the guest", move |vmm| {
-            vmm.map_image(offset, length, file.as_fd())
+        self.with_parts(move |parts| {
+            running(parts)?
+                .map_image(offset, length, file.as_fd())
+                .map_err(|error| {
+                    Error::failed(error).context("cannot show an image to the guest")
+                })?;
+            if let Some(backing) = &mut parts.backing {
+                backing.images.push(Image {
+                    offset,
+                    length,
+                    file,
+                });
+            }
+            Ok(())
         })
         .await
     }
@@ -308,23 +370,45 @@ impl Vm {
         what: &'static str,
         action: impl FnOnce(&mut Vmm) -> std::result::Result<T, E> + Send + 'static,
     ) -> Result<T> {
+        self.with_parts(move |parts| {
+            action(running(parts)?).map_err(|error| Error::failed(error).context(what))
+        })
+        .await
+    }
+
+    async fn with_parts<T: Send + 'static>(
+        self: &Arc<Self>,
+        action: impl FnOnce(&mut Parts) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let vm = self.clone();
         spawn_blocking(move || {
             let mut parts = vm.parts();
-            let parts = parts.as_mut().ok_or_else(|| vm.gone())?;
-            action(&mut parts.vmm).map_err(|error| Error::failed(error).context(what))
+            action(parts.as_mut().ok_or_else(|| vm.gone())?)
         })
         .await
         .map_err(Error::failed)?
     }
 
+    fn process(&self) -> Option<Arc<Process>> {
+        lock(&self.process).clone()
+    }
+
     fn parts(&self) -> MutexGuard<'_, Option<Parts>> {
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.parts)
     }
 
     fn gone(&self) -> Error {
         Error::State(format!("the VM of sandbox {} has ended", self.id))
     }
+}
+
+fn running(parts: &mut Parts) -> Result<&mut Vmm> {
+    let hibernates = || Error::State("the VM hibernates: restore it first".into());
+    parts.vmm.as_mut().ok_or_else(hibernates)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn set_oom_score(pid: u32, score: i32) {

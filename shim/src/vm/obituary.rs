@@ -28,7 +28,8 @@ impl Vm {
                 Ok(Ok(kernel)) => kernel,
                 Ok(Err(_)) | Err(_) => String::new(),
             };
-            let vmm = self.log.so_far();
+            let vmm = self.process().map(|process| process.log.so_far());
+            let vmm = vmm.unwrap_or_default();
             let text = format!(
                 "sandbox {} in namespace {}\n{reason}\n\nmessages of the VMM:\n{vmm}\n\
                  messages of the guest's kernel and agent:\n{kernel}",

@@ -37,17 +37,14 @@ pub(super) struct Made {
     pub(super) log: OwnedFd,
 }
 
-impl Made {
-    /// Ends it, before anything else hangs on it.
-    pub(super) async fn undo(self) {
-        let Self { vmm, cgroup, .. } = self;
-        let undone = spawn_blocking(move || {
-            drop(vmm);
-            remove_cgroup(&cgroup);
-        });
-        // It cannot be cancelled, and does not panic.
-        let _ = undone.await;
-    }
+/// Ends a VM, before anything else hangs on it.
+pub(super) async fn undo(vmm: Vmm, cgroup: Cgroup) {
+    let undone = spawn_blocking(move || {
+        drop(vmm);
+        remove_cgroup(&cgroup);
+    });
+    // It cannot be cancelled, and does not panic.
+    let _ = undone.await;
 }
 
 /// The sandbox's record, before anything of it is there.
@@ -295,7 +292,7 @@ fn pipe() -> Result<(OwnedFd, File)> {
 
 /// Starts a VMM in a cgroup. The other results are where its messages can be read, and the
 /// user that it is to run as.
-fn spawn_in(config: &Config, name: &str, cgroup: &Path) -> Result<(Vmm, OwnedFd, u32)> {
+pub(super) fn spawn_in(config: &Config, name: &str, cgroup: &Path) -> Result<(Vmm, OwnedFd, u32)> {
     let lease = UidLease::take(&config.state_dir, name, config.uid_base, config.uid_count);
     let lease = lease.map_err(Error::failed)?;
     let network = no_network::open(&config.state_dir).map_err(Error::failed)?;

@@ -3,21 +3,22 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use network::Attachment;
+use tokio::sync::mpsc::Sender;
 use tokio::task::spawn_blocking;
-use vmm::RunFiles;
+use vmm::{RunFiles, Vmm};
 
 use super::end::remove_state;
-use super::events::{Events, watch};
-use super::preparation::{attach_network, blocking, make_scratch, make_vm, record};
-use super::{DOCTOR, Parts, Plan, VSOCK, Vm};
+use super::events::{Events, channel, watch};
+use super::preparation::{attach_network, blocking, make_scratch, make_vm, record, undo};
+use super::{Backing, DOCTOR, Parts, Plan, Process, VSOCK, Vm};
 use crate::error::{Error, Result, chain};
 use crate::guest::Vsock;
-use crate::host::record::{self, StateDir};
+use crate::host::record::{self, Record, StateDir};
 use crate::stages::Stages;
 use crate::vmm_log::VmmLog;
 
@@ -65,37 +66,36 @@ impl Vm {
         let (attachment, scratch) = match both {
             Ok(both) => both,
             Err(error) => {
-                made.undo().await;
+                undo(made.vmm, made.cgroup).await;
                 remove_state(&state);
                 return Err(error);
             }
         };
 
-        record.vmm_pid = i32::try_from(made.vmm.pid()).unwrap_or_default();
-        record.vmm_started = record::start_time(record.vmm_pid)
-            .ok()
-            .flatten()
-            .unwrap_or_default();
+        name_vmm(&mut record, &made.vmm);
         record.filter = attachment
             .as_ref()
             .and_then(Attachment::remains)
             .map(|remains| (remains.interface, remains.handle));
-        let pidfd = match made.vmm.pidfd().try_clone_to_owned() {
-            Ok(pidfd) => pidfd,
+        let process = match Process::of(&made.vmm, made.log) {
+            Ok(process) => process,
             Err(error) => {
-                made.undo().await;
+                undo(made.vmm, made.cgroup).await;
                 remove_state(&state);
-                return Err(Error::Failed(format!("the VMM's process: {error}")));
+                return Err(error);
             }
         };
+        let (sender, events) = channel();
         let vm = Arc::new(Self {
             id: plan.id.clone(),
             namespace: plan.namespace.clone(),
             config: plan.config.clone(),
-            log: VmmLog::follow(made.log),
+            process: Mutex::new(Some(Arc::new(process))),
             death: tokio::sync::OnceCell::new(),
-            pid: made.vmm.pid(),
-            pidfd,
+            oom_score: AtomicI32::new(0),
+            events: sender.downgrade(),
+            dormant: Mutex::new(None),
+            killed: AtomicBool::new(false),
             vsock: Vsock::new(state.socket_path(VSOCK)),
             booted: made.boots,
             stray: Mutex::new(made.stray),
@@ -105,14 +105,16 @@ impl Vm {
                 .as_ref()
                 .map(|attachment| attachment.endpoint().clone()),
             parts: Mutex::new(Some(Parts {
-                vmm: made.vmm,
+                vmm: Some(made.vmm),
+                backing: None,
+                saved: None,
                 attachment,
                 state,
                 record,
             })),
             released: AtomicBool::new(false),
         });
-        match vm.run(stages, scratch).await {
+        match vm.run(stages, scratch, sender, events).await {
             Ok(events) => Ok((vm, events)),
             Err(error) => {
                 vm.release().await;
@@ -122,24 +124,34 @@ impl Vm {
     }
 
     /// Lets it run until its agent is ready.
-    async fn run(self: &Arc<Self>, stages: &Arc<Stages>, scratch: File) -> Result<Events> {
+    async fn run(
+        self: &Arc<Self>,
+        stages: &Arc<Stages>,
+        scratch: File,
+        sender: Sender<vmm::Event>,
+        mut events: Events,
+    ) -> Result<Events> {
         let (vm, timed) = (self.clone(), stages.clone());
         let stream =
-            spawn_blocking(move || timed.time_blocking("run", || vm.run_blocking(&scratch)))
+            spawn_blocking(move || timed.time_blocking("run", || vm.run_blocking(scratch)))
                 .await
                 .map_err(Error::failed)?;
         let stream = match stream {
             Ok(stream) => stream,
             Err(error) => {
                 self.kill();
-                let error = match self.log.last_words().await {
-                    said if said.is_empty() => error,
-                    said => error.context(&format!("the VMM said {said:?}")),
+                let said = match self.process() {
+                    Some(process) => process.log.last_words().await,
+                    None => String::new(),
+                };
+                let error = match said.is_empty() {
+                    true => error,
+                    false => error.context(&format!("the VMM said {said:?}")),
                 };
                 return Err(self.lost(error.to_string()));
             }
         };
-        let mut events = watch(stream)?;
+        watch(stream, sender)?;
         if !self.booted {
             // The agent was ready before the template was made.
             return Ok(events);
@@ -153,9 +165,10 @@ impl Vm {
         }
     }
 
-    fn run_blocking(&self, scratch: &File) -> Result<UnixStream> {
+    fn run_blocking(&self, scratch: File) -> Result<UnixStream> {
         let mut parts = self.parts();
         let parts = parts.as_mut().ok_or_else(|| self.gone())?;
+        let vmm = parts.vmm.as_mut().ok_or_else(|| self.gone())?;
         let io = |what: &str, error: std::io::Error| Error::Failed(format!("{what}: {error}"));
 
         parts
@@ -164,22 +177,15 @@ impl Vm {
             .map_err(|error| io("cannot write the sandbox's record", error))?;
         let listener = UnixListener::bind(self.vsock.path())
             .map_err(|error| io("cannot listen for connections to the guest", error))?;
-        let tap: Option<OwnedFd> = parts.attachment.as_mut().and_then(Attachment::take_tap);
-        let size = scratch.metadata();
-        let size = size.map_err(|error| io("the scratch disk", error))?.len();
-        let files = RunFiles {
-            scratch: scratch.as_fd(),
-            vsock_listener: listener.as_fd(),
-            tap: tap.as_ref().map(AsFd::as_fd),
-            outlets: None,
+        let backing = Backing {
+            scratch,
+            listener,
+            tap: parts.attachment.as_mut().and_then(Attachment::take_tap),
+            images: Vec::new(),
         };
-        parts
-            .vmm
-            .run(files, size, vmm::offloads())
-            .map_err(|error| Error::Failed(format!("cannot run the VM: {}", chain(&error))))?;
-        parts
-            .vmm
-            .events()
+        backing.run(vmm)?;
+        parts.backing = Some(backing);
+        vmm.events()
             .map_err(|error| io("the VMM's event socket", error))
     }
 
@@ -200,4 +206,41 @@ impl Vm {
             )),
         }
     }
+}
+
+impl Backing {
+    /// Lets a VM run that has not run yet.
+    pub(super) fn run(&self, vmm: &mut Vmm) -> Result<()> {
+        let size = self.scratch.metadata();
+        let size = size.map_err(|error| Error::Failed(format!("the scratch disk: {error}")))?;
+        let files = RunFiles {
+            scratch: self.scratch.as_fd(),
+            vsock_listener: self.listener.as_fd(),
+            tap: self.tap.as_ref().map(AsFd::as_fd),
+            outlets: None,
+        };
+        vmm.run(files, size.len(), vmm::offloads())
+            .map_err(|error| Error::Failed(format!("cannot run the VM: {}", chain(&error))))
+    }
+}
+
+impl Process {
+    /// That of this VMM, whose messages can be read from `log`.
+    pub(super) fn of(vmm: &Vmm, log: OwnedFd) -> Result<Self> {
+        let pidfd = vmm.pidfd().try_clone_to_owned();
+        Ok(Self {
+            pid: vmm.pid(),
+            pidfd: pidfd.map_err(|error| Error::Failed(format!("the VMM's process: {error}")))?,
+            log: VmmLog::follow(log),
+        })
+    }
+}
+
+/// Says in the record which process the VMM is.
+pub(super) fn name_vmm(record: &mut Record, vmm: &Vmm) {
+    record.vmm_pid = i32::try_from(vmm.pid()).unwrap_or_default();
+    record.vmm_started = record::start_time(record.vmm_pid)
+        .ok()
+        .flatten()
+        .unwrap_or_default();
 }

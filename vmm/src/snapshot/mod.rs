@@ -36,9 +36,7 @@ pub enum SnapshotError {
     #[error("the snapshot's state cannot be used: {0}; make it anew")]
     Envelope(#[from] EnvelopeError),
     /// It would not be read again.
-    #[error(
-        "the guest has sent more to clients that do not read than a snapshot takes: try later"
-    )]
+    #[error("the guest has sent more to clients that do not read than a snapshot takes: try later")]
     Large,
     /// The content is not what this version writes, though the envelope says so.
     #[error("the snapshot's state makes no sense: {0}; make it anew")]
@@ -49,8 +47,8 @@ pub enum SnapshotError {
     /// The processors of this host differ from those where it was made.
     #[error("the snapshot was made on other processors, or with another KVM")]
     Processor,
-    /// The memory's file has another size than the VM's memory.
-    #[error("the snapshot's memory has {found} bytes, not {expected}; make it anew")]
+    /// The memory's file is smaller than the VM's memory.
+    #[error("the snapshot's memory has {found} bytes, not the VM's {expected}; make it anew")]
     Memory {
         /// Bytes there.
         found: u64,
@@ -119,12 +117,12 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Whether a file is this VM's memory by its size: pages beyond a file's end would
-    /// kill the process.
+    /// Whether a file can be this VM's memory by its size: pages beyond a file's end would
+    /// kill the process. More than there is memory means that it may grow.
     pub fn check_memory(&self, file: &File) -> Result<(), SnapshotError> {
         let found = file.metadata()?.len();
         let expected = (u64::from(self.spec.memory_mib) << 20) + self.mem.usable;
-        if found != expected {
+        if found < expected {
             return Err(SnapshotError::Memory { found, expected });
         }
         Ok(())

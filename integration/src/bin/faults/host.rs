@@ -20,6 +20,20 @@ pub fn shell(script: &str) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Runs `joeyctl`.
+///
+/// # Errors
+/// What it said when it failed.
+pub async fn joeyctl(arguments: &[&str]) -> anyhow::Result<()> {
+    let output = tokio::process::Command::new("joeyctl")
+        .args(arguments)
+        .output();
+    let output = output.await.context("joeyctl")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "{}", said.trim());
+    Ok(())
+}
+
 /// containerd, and how it was started.
 pub struct Containerd {
     program: PathBuf,

@@ -12,7 +12,7 @@ use integration::processes::{end, running};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::LIMIT;
-use super::host::{Containerd, shell};
+use super::host::{Containerd, joeyctl, shell};
 use super::strike::{Striker, Target};
 
 /// A directory of the host that the pods' containers see.
@@ -38,13 +38,16 @@ pub enum Step {
     Create,
     Start,
     Exec,
+    Save,
+    Restore,
     Stop,
     StopPod,
     RemovePod,
 }
 
 impl Step {
-    const ALL: [Step; 7] = [
+    /// With a volume.
+    const LIFE: [Step; 7] = [
         Step::RunPod,
         Step::Create,
         Step::Start,
@@ -53,6 +56,19 @@ impl Step {
         Step::StopPod,
         Step::RemovePod,
     ];
+    /// Without one, as a pod with a volume cannot be saved.
+    const SAVED_LIFE: [Step; 9] = [
+        Step::RunPod,
+        Step::Create,
+        Step::Start,
+        Step::Exec,
+        Step::Save,
+        Step::Restore,
+        Step::Stop,
+        Step::StopPod,
+        Step::RemovePod,
+    ];
+    const SAVING: [Step; 2] = [Step::Save, Step::Restore];
 }
 
 impl fmt::Display for Step {
@@ -62,6 +78,8 @@ impl fmt::Display for Step {
             Step::Create => "CreateContainer",
             Step::Start => "StartContainer",
             Step::Exec => "ExecSync",
+            Step::Save => "snapshot save",
+            Step::Restore => "snapshot restore",
             Step::Stop => "StopContainer",
             Step::StopPod => "StopPodSandbox",
             Step::RemovePod => "RemovePodSandbox",
@@ -85,16 +103,18 @@ impl Fault {
             fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9).wrapping_add(number));
         let targets: &[(Target, &[Step])] = &[
             // With the sandbox's end its processes are gone.
-            (Target::Shim, &Step::ALL[..6]),
-            (Target::Containerd, &Step::ALL),
-            (Target::Vmm, &Step::ALL[..6]),
+            (Target::Shim, &Step::LIFE[..6]),
+            (Target::Containerd, &Step::LIFE),
+            (Target::Vmm, &Step::LIFE[..6]),
             // A volume's server runs from the first container's start on, and ends first.
-            (Target::Virtiofsd, &Step::ALL[2..5]),
+            (Target::Virtiofsd, &Step::LIFE[2..5]),
             // It takes a running container to hurt the guest.
-            (Target::Guest, &Step::ALL[3..5]),
-            (Target::Spare, &Step::ALL[..3]),
+            (Target::Guest, &Step::LIFE[3..5]),
+            (Target::Spare, &Step::LIFE[..3]),
             // It is made after the pod's start.
-            (Target::Template, &Step::ALL[1..3]),
+            (Target::Template, &Step::LIFE[1..3]),
+            (Target::Shim, &Step::SAVING),
+            (Target::Vmm, &Step::SAVING),
         ];
         let known = if has_vm(handler) { targets.len() } else { 2 };
         let (target, steps) = targets[random.usize(..known)];
@@ -102,6 +122,18 @@ impl Fault {
             target,
             step: steps[random.usize(..steps.len())],
             moment: random.f64(),
+        }
+    }
+
+    fn is_of_saving(&self) -> bool {
+        Step::SAVING.contains(&self.step)
+    }
+
+    /// The life that it is in.
+    fn life(&self) -> &'static [Step] {
+        match self.is_of_saving() {
+            true => &Step::SAVED_LIFE,
+            false => &Step::LIFE,
         }
     }
 }
@@ -149,13 +181,16 @@ struct Life {
     plan: PodPlan,
     pod: Option<Pod>,
     container: String,
+    /// Whether its containers have a volume.
+    volume: bool,
     /// How many containers were asked for: each has a name of its own.
     asked: u32,
 }
 
 impl Life {
-    fn new(handler: &str, name: &str) -> Life {
+    fn new(handler: &str, name: &str, volume: bool) -> Life {
         Life {
+            volume,
             plan: PodPlan::new(handler, name, true),
             pod: None,
             container: String::new(),
@@ -176,7 +211,7 @@ impl Life {
             Step::Create => {
                 let plan = ContainerPlan {
                     privileged: true,
-                    volume: Some((VOLUME.into(), "/volume".into())),
+                    volume: self.volume.then(|| (VOLUME.into(), "/volume".into())),
                     ..ContainerPlan::idle()
                 };
                 self.asked += 1;
@@ -186,7 +221,16 @@ impl Life {
                 self.container = container.await?;
             }
             Step::Start => cri.start(&self.container).await?,
-            Step::Exec => drop(cri.exec(&self.container, "cat /volume/file").await?),
+            Step::Exec => {
+                let look = if self.volume {
+                    "cat /volume/file"
+                } else {
+                    "true"
+                };
+                cri.exec(&self.container, look).await?;
+            }
+            Step::Save => joeyctl(&["snapshot", "save", &self.pod()?.id]).await?,
+            Step::Restore => joeyctl(&["snapshot", "restore", &self.pod()?.id]).await?,
             Step::Stop => cri.stop(&self.container, Duration::from_secs(1)).await?,
             Step::StopPod => cri.stop_pod(&self.pod()?.id).await?,
             Step::RemovePod => cri.remove_pod(&self.pod()?.id).await?,
@@ -211,9 +255,16 @@ impl Rounds {
     /// A life without a fault: shows that there is one, and how long its steps take.
     pub async fn calibrate(&mut self) -> anyhow::Result<()> {
         // The first pod of a host makes what later ones find.
-        for name in ["warm-up", "calibration"] {
-            let mut life = Life::new(&self.handler, name);
-            for step in Step::ALL {
+        let mut lives = vec![
+            ("warm-up", &Step::LIFE[..]),
+            ("calibration", &Step::LIFE[..]),
+        ];
+        if has_vm(&self.handler) {
+            lives.insert(0, ("saved", &Step::SAVED_LIFE[..]));
+        }
+        for (name, steps) in lives {
+            let mut life = Life::new(&self.handler, name, steps.len() == Step::LIFE.len());
+            for step in steps.iter().copied() {
                 let begin = Instant::now();
                 bounded(step, life.step(&mut self.cri, step)).await?;
                 self.usual.insert(step, begin.elapsed());
@@ -237,14 +288,14 @@ impl Rounds {
     /// was not hit.
     pub async fn play(&mut self, number: u64, fault: &Fault) -> anyhow::Result<Outcome> {
         let name = format!("victim-{number}");
-        let mut life = Life::new(&self.handler, &name);
+        let mut life = Life::new(&self.handler, &name, !fault.is_of_saving());
         let striker = Striker::new(&self.handler);
         if fault.target == Target::Template {
             // So that this pod's shim makes one.
             shell("joeyctl template remove")?;
         }
-        for step in Step::ALL.into_iter().take_while(|step| *step < fault.step) {
-            bounded(step, life.step(&mut self.cri, step)).await?;
+        for step in fault.life().iter().take_while(|step| **step < fault.step) {
+            bounded(*step, life.step(&mut self.cri, *step)).await?;
         }
         let outcome = self.strike(&striker, &mut life, fault).await?;
         if let Outcome::Struck { failure } = &outcome {
@@ -260,7 +311,10 @@ impl Rounds {
             // A VM from the template that is gone before it answers is replaced by one that boots.
             let replaced =
                 fault.target == Target::Vmm && fault.step == Step::RunPod && failure.is_none();
-            if !((before_it_served || replaced) && self.takes_another(&mut life).await?) {
+            // One that was written to disk by then goes on, in another VMM.
+            let saved = fault.is_of_saving() && self.goes_on(&mut life).await?;
+            let another = before_it_served || replaced;
+            if !(saved || another && self.takes_another(&mut life).await?) {
                 self.tells_the_truth(&mut life, fault).await?;
             }
         }
@@ -310,6 +364,19 @@ impl Rounds {
                     .map(|error| format!("{error}: {}", error.root_cause())),
             }),
         }
+    }
+
+    /// Whether the pod works, once it is restored.
+    async fn goes_on(&mut self, life: &mut Life) -> anyhow::Result<bool> {
+        for step in [Step::Restore, Step::Exec] {
+            match bounded(step, life.step(&mut self.cri, step)).await {
+                Err(error) if error.is::<Hangs>() => return Err(error),
+                Err(_) if step == Step::Exec => return Ok(false),
+                // It may not have been saved, or be restored already.
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(true)
     }
 
     /// Whether another container of the pod works, with the volume.

@@ -9,6 +9,7 @@ mod metrics;
 mod node;
 mod ps;
 mod reconcile;
+mod snapshot;
 mod template;
 mod waterfall;
 
@@ -72,6 +73,11 @@ enum Command {
         #[command(subcommand)]
         what: template::Template,
     },
+    /// Saves a sandbox to disk, which frees its memory, and lets it go on.
+    Snapshot {
+        #[command(subcommand)]
+        what: snapshot::Snapshot,
+    },
     /// Starts microVMs by this node's configuration, without containerd, network and
     /// containers, and tells how long the parts of that take. Leaves nothing. Run it as root.
     Bench {
@@ -125,6 +131,7 @@ fn run(command: Command, config: Option<&Path>) -> anyhow::Result<ExitCode> {
             listen: Some(address),
         } => metrics::serve(&config, address),
         Command::Template { what } => template::run(&config, what),
+        Command::Snapshot { what } => snapshot::run(&config, &what),
         Command::Bench {
             running: true,
             json,

@@ -173,7 +173,9 @@ impl Connection {
         self.flush();
         match self.flow.phase {
             Phase::Waiting if self.flow.host_gone => self.flow.phase = Phase::Finished,
-            Phase::Open if self.flow.host_gone && self.flow.host_ended => self.flow.shutdown = SHUTDOWN_BOTH,
+            Phase::Open if self.flow.host_gone && self.flow.host_ended => {
+                self.flow.shutdown = SHUTDOWN_BOTH
+            }
             _ => {}
         }
     }

@@ -836,6 +836,11 @@ mod tests {
         let mut line = [0; 2];
         early.read_exact(&mut line).unwrap();
         assert_eq!(&line, b"OK");
-        assert!(!after.device.take_over(port, UnixStream::pair().unwrap().0).unwrap());
+        assert!(
+            !after
+                .device
+                .take_over(port, UnixStream::pair().unwrap().0)
+                .unwrap()
+        );
     }
 }
