@@ -27,7 +27,7 @@ const END_TIME: Duration = Duration::from_secs(2);
 pub fn delete(flags: &Flags, bundle: &Path) -> DeleteResponse {
     let address = address(flags, &flags.id);
     end_server(&address);
-    let of_vm = || StateDir::of_bundle(bundle).map(|dir| remains::of_sandbox(&dir));
+    let of_vm = || StateDir::of_bundle(bundle).map(|dir| remains::of_shim(&dir));
     let (pid, errors) = shared::remains::of_bundle(bundle, &flags.id)
         .or_else(|| of_vm().ok())
         .unwrap_or_default();
@@ -93,7 +93,20 @@ mod tests {
             cgroup: root.path().join("no-such-cgroup"),
             ..Record::new("n", "abc")
         };
+        let record = Record {
+            // Of a shim that is gone.
+            shim_pid: pid,
+            shim_started: record.vmm_started + 1,
+            ..record
+        };
         StateDir::create(root.path(), &record, Some(bundle.path())).unwrap();
+        let template = Record {
+            namespace: ".template".into(),
+            id: "template-abc".into(),
+            vmm_pid: 0,
+            ..record.clone()
+        };
+        StateDir::create(root.path(), &template, None).unwrap();
         let args = ["-namespace", "n", "-id", "abc", "delete"];
         let flags = containerd_shim::parse(&args).unwrap();
         let response = delete(&flags, bundle.path());

@@ -249,7 +249,8 @@ fn new_only(
 }
 
 fn is_pods(path: &Path, pod: &Pod, kind: &str) -> bool {
-    path == Path::new(&format!("/proc/{}/ns/{kind}", pod.sandbox_pid))
+    let is_of = |pid: &u32| path == Path::new(&format!("/proc/{pid}/ns/{kind}"));
+    pod.sandbox_pids.iter().any(is_of)
 }
 
 /// containerd names the pid namespace of a container by that container's pid,

@@ -108,9 +108,9 @@ pub enum SpecError {
 /// What of a pod decides how its containers' specs read.
 #[derive(Clone, Debug)]
 pub struct Pod<'a> {
-    /// The host pid that containerd knows the sandbox by: it names the pod's
+    /// The host pids that containerd may know the sandbox by: it names the pod's
     /// namespaces as `/proc/<pid>/ns/...`.
-    pub sandbox_pid: u32,
+    pub sandbox_pids: [u32; 2],
     /// Guest pids of the pod's containers, for a container that joins another's
     /// pid namespace.
     pub container_pids: &'a [u32],

@@ -7,7 +7,7 @@ use super::*;
 use crate::volumes::{ReadOnly, ShareSource};
 
 const POD: Pod<'static> = Pod {
-    sandbox_pid: 4242,
+    sandbox_pids: [4242, 4343],
     container_pids: &[17],
     alone: false,
     etc: None,
@@ -209,7 +209,11 @@ fn a_sandbox_with_a_namespace_of_the_host_is_refused() {
 
 #[test]
 fn pid_namespaces_are_new_the_pods_or_another_containers() {
-    for (path, kept) in [("/proc/4242/ns/pid", false), ("/proc/17/ns/pid", true)] {
+    for (path, kept) in [
+        ("/proc/4242/ns/pid", false),
+        ("/proc/4343/ns/pid", false),
+        ("/proc/17/ns/pid", true),
+    ] {
         let mut spec = cri_spec();
         spec["linux"]["namespaces"][0]["path"] = json!(path);
         let (guest, _) = edit(&spec).unwrap();

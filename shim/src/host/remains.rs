@@ -1,5 +1,5 @@
 //! What a sandbox leaves whose shim was killed, and how the node gets rid of it:
-//! [`of_sandbox`] for one whose end containerd knows, [`reconcile`] for all that nobody
+//! [`of_shim`] for one whose end containerd knows, [`reconcile`] for all that nobody
 //! asks about any more, as after a crash or a reboot.
 //!
 //! Nothing that lives is touched: a record names its processes by pid and start time
@@ -56,6 +56,25 @@ pub fn of_sandbox(state_dir: &Path) -> (u32, Vec<String>) {
         errors.push(format!("{}: {error}", state_dir.display()));
     }
     (u32::try_from(pid).unwrap_or_default(), errors)
+}
+
+/// As [`of_sandbox`], and all else that the sandbox's shim had: the VM that it was making a
+/// template of.
+pub fn of_shim(state_dir: &Path) -> (u32, Vec<String>) {
+    let read = |state_dir: &Path| record::read(state_dir).ok().flatten();
+    let shim = |record: Record| (record.shim_pid, record.shim_started);
+    let theirs = read(state_dir)
+        .filter(|record| !record.shim_lives())
+        .map(shim);
+    let (pid, mut errors) = of_sandbox(state_dir);
+    if let (Some(theirs), Some(root)) = (theirs, state_dir.ancestors().nth(2)) {
+        for other in record::state_dirs(root) {
+            if read(&other).map(shim) == Some(theirs) {
+                errors.extend(of_sandbox(&other).1);
+            }
+        }
+    }
+    (pid, errors)
 }
 
 /// Returns whether the cgroup is gone.

@@ -60,7 +60,7 @@ impl Sandbox {
             spec,
             &request.id,
             &guest_spec::Pod {
-                sandbox_pid: self.first_pid,
+                sandbox_pids: [self.first_pid, self.vm.pid()],
                 container_pids: &pids,
                 alone: self.alone(),
                 etc: self.etc.as_ref(),

@@ -57,8 +57,8 @@ pub struct Sandbox {
     /// What containers find in /etc, where that is left to us.
     etc: Option<Etc>,
     vm: Arc<Vm>,
-    /// Of its first VMM: containerd names the pod's namespaces by it as long as the pod is
-    /// there, also when the VM was saved and restored.
+    /// Of its first VMM. When the VM was saved and restored podsandbox still knows the sandbox
+    /// by it, the Sandbox API's by that of the new one.
     first_pid: u32,
     guest: Guest,
     stages: Arc<Stages>,
