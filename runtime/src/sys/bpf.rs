@@ -15,6 +15,10 @@ const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
 const BPF_CGROUP_DEVICE: u32 = 6;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
+/// How often a program is loaded at most: the verifier gives up with EAGAIN when a signal comes
+/// for the thread, as SIGCHLD does for whoever has children.
+const MAX_TRIES: u32 = 16;
+
 /// One eBPF instruction (`struct bpf_insn`).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,18 +79,26 @@ pub(crate) fn load_device_program(program: &[Instruction]) -> io::Result<OwnedFd
         license: license.as_ptr() as u64,
         ..LoadAttributes::default()
     };
-    // SAFETY: the attributes name `insn_cnt` instructions and a terminated string, all of which
-    // outlive the call; fields past the given size count as zero.
-    let fd = check(unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_LOAD,
-            &raw const attributes,
-            std::mem::size_of::<LoadAttributes>(),
-        )
-    })?;
-    // SAFETY: the kernel has just made this descriptor, which nothing else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        // SAFETY: the attributes name `insn_cnt` instructions and a terminated string, all of
+        // which outlive the call; fields past the given size count as zero.
+        let loaded = check(unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_PROG_LOAD,
+                &raw const attributes,
+                std::mem::size_of::<LoadAttributes>(),
+            )
+        });
+        match loaded {
+            // SAFETY: the kernel has just made this descriptor, which nothing else owns.
+            Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && tries < MAX_TRIES => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Puts a loaded device program on a cgroup's directory, beside any that is there already (all of
