@@ -197,8 +197,8 @@ fn what_cannot_be_goes_on() {
     let counter = counter(&pod);
     // On a disk that is full.
     sh(
-        "df --output=avail -B1 /var/lib/joey | tail -n 1 > /tmp/avail
-        fallocate -l $(($(cat /tmp/avail) - (8 << 20))) /var/lib/joey/full",
+        "available=$(df --output=avail -B1 /var/lib/joey | tail -n 1)
+        fallocate -l $((available - (8 << 20))) /var/lib/joey/full",
     );
     let said = fails(&format!("joeyctl snapshot save {}", pod.id));
     sh("rm /var/lib/joey/full");
@@ -224,6 +224,8 @@ fn what_cannot_be_goes_on() {
     );
     assert_eq!((state(&pod), pid(&pod, "vmm")), ("running".into(), vmm));
     container.sh("echo goes on > /shared/file");
+    drop(pod);
+    sh("rm -r /tmp/shared");
 }
 
 /// A flipped byte in what was saved: it is not restored, and not lost.
