@@ -1,8 +1,9 @@
-//! The files that a VM is made of, opened and looked at before the VMM gets them.
+//! The files that a VM is made of, opened and looked at before the VMM gets them, and those
+//! that it writes.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// An ELF header up to the machine: magic, class, data, ..., type, machine.
@@ -130,6 +131,19 @@ pub fn vmm(path: &Path) -> Result<(), FileError> {
         });
     }
     Ok(())
+}
+
+/// A new file in a directory, without a name: it goes when the last process closes it.
+///
+/// # Errors
+/// When the directory cannot be written, or its filesystem has no such files.
+pub fn unnamed(directory: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_TMPFILE)
+        .mode(0o600)
+        .open(directory)
 }
 
 fn open(path: &Path, what: &'static str, hint: &'static str) -> Result<File, FileError> {

@@ -1,9 +1,8 @@
 //! The pod's scratch disk: a clone without a name of a template that is
 //! formatted once.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -11,6 +10,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
 use sha2::{Digest, Sha256};
 
+use super::files;
 use super::lock::{self, ByteLock};
 
 /// How the template is formatted. No journal: the disk never outlives its VM.
@@ -61,13 +61,7 @@ pub enum ScratchError {
 pub fn create(data_dir: &Path, mib: u64) -> Result<File, ScratchError> {
     let template = template(data_dir, mib)?;
     let failed = |error| ScratchError::Io(data_dir.to_owned(), error);
-    let disk = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_TMPFILE)
-        .mode(0o600)
-        .open(data_dir)
-        .map_err(failed)?;
+    let disk = files::unnamed(data_dir).map_err(failed)?;
     clone(&template, &disk).map_err(failed)?;
     Ok(disk)
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -272,7 +272,7 @@ pub fn data_dir(dir: &Path) -> Finding {
         ))
     };
     let present = present(dir);
-    if let Err(error) = unnamed_file(present) {
+    if let Err(error) = files::unnamed(present) {
         return failed(&format!(
             "no files without a name (O_TMPFILE) in {}: {error}",
             present.display()
@@ -328,15 +328,6 @@ fn present(dir: &Path) -> &Path {
     dir.ancestors()
         .find(|path| path.exists())
         .unwrap_or(Path::new("/"))
-}
-
-fn unnamed_file(dir: &Path) -> io::Result<()> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_TMPFILE)
-        .open(dir)
-        .map(drop)
 }
 
 #[cfg(test)]

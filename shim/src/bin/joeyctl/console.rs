@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use protocol::shim::{ConsoleRequest, ConsoleResponse};
 use rustix::stdio::{stderr, stdin, stdout};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
@@ -32,9 +32,7 @@ const CHUNK: usize = 16 << 10;
 /// Runs the shell under the names and arguments in `command`; answers with its exit
 /// code.
 pub fn run(config: &Config, sandbox: &str, command: Vec<String>) -> anyhow::Result<ExitCode> {
-    let record = node::find(&config.state_dir, sandbox)?.ok_or_else(|| {
-        anyhow!("no sandbox is called {sandbox}; `joeyctl ps` lists those that run")
-    })?;
+    let record = node::named(&config.state_dir, sandbox)?;
     let code = node::run(async {
         let terminal = isatty(stdin()) && isatty(stdout());
         let streams = start(&record, command, terminal).await?;
@@ -64,10 +62,7 @@ async fn start(
     }
     let shim = node::connect(record).await?;
     let answer = shim.console(context::with_duration(START_TIME), &request);
-    answer.await.map_err(|error| match error {
-        ttrpc::Error::RpcStatus(status) => anyhow!(status.message),
-        other => anyhow!(other),
-    })
+    answer.await.map_err(node::told)
 }
 
 /// Carries the bytes until the shell has ended; answers with its exit code.

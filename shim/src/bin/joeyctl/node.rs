@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use containerd_shim_protos::shim_async::Client;
 use protocol::shim_ttrpc::ShimClient;
 use shim::config::Config;
@@ -51,6 +51,20 @@ pub fn find(state_dir: &Path, id: &str) -> anyhow::Result<Option<Record>> {
         );
     }
     Ok(found.pop())
+}
+
+/// As [`find`], but that there is none is an error.
+pub fn named(state_dir: &Path, id: &str) -> anyhow::Result<Record> {
+    find(state_dir, id)?
+        .ok_or_else(|| anyhow!("no sandbox is called {id}; `joeyctl ps` lists those that run"))
+}
+
+/// What a shim says went wrong, without ttrpc's words around it.
+pub fn told(error: ttrpc::Error) -> anyhow::Error {
+    match error {
+        ttrpc::Error::RpcStatus(status) => anyhow!(status.message),
+        other => anyhow!(other),
+    }
 }
 
 /// A connection to a sandbox's shim.

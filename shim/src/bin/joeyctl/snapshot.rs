@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::anyhow;
 use clap::Subcommand;
 use shim::config::Config;
 use ttrpc::context;
@@ -30,9 +29,7 @@ pub enum Snapshot {
 /// Does it.
 pub fn run(config: &Config, what: &Snapshot) -> anyhow::Result<()> {
     let (Snapshot::Save { sandbox } | Snapshot::Restore { sandbox }) = what;
-    let record = node::find(&config.state_dir, sandbox)?.ok_or_else(|| {
-        anyhow!("no sandbox is called {sandbox}; `joeyctl ps` lists those that run")
-    })?;
+    let record = node::named(&config.state_dir, sandbox)?;
     let answer = node::run(async {
         let shim = node::connect(&record).await?;
         let (time, nothing) = (context::with_duration(TIME), Default::default());
@@ -41,8 +38,5 @@ pub fn run(config: &Config, what: &Snapshot) -> anyhow::Result<()> {
             Snapshot::Restore { .. } => shim.restore(time, &nothing).await,
         })
     })?;
-    answer.map(drop).map_err(|error| match error {
-        ttrpc::Error::RpcStatus(status) => anyhow!(status.message),
-        other => anyhow!(other),
-    })
+    answer.map(drop).map_err(node::told)
 }
