@@ -147,6 +147,9 @@ fn add(config: &Config) -> Result<Vec<OwnedFd>> {
     tidy(config, &template.key);
     let wanted = demand::wanted(&place, config.pool_max);
     let there = spares(&place).count();
+    if there >= wanted {
+        return Ok(added);
+    }
     let cgroup = Cgroup::create(Path::new(CGROUP), config.pool_max).map_err(Error::failed)?;
     for _ in there..wanted {
         added.push(one(config, &template, &cgroup, &place)?);
