@@ -48,8 +48,7 @@ pub fn delete(flags: &Flags, bundle: &Path) -> DeleteResponse {
     }
 }
 
-/// Ends a shim that serves still: one whose containerd was killed before it had learnt of it
-/// would stay for ever.
+/// Ends a shim that serves still, as one whose containerd was killed before it had learnt of it.
 fn end_server(address: &str) {
     if UnixStream::connect(socket_path(address)).is_err() {
         return;

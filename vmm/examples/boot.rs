@@ -205,11 +205,12 @@ fn run(options: &Options) -> Result<(), Failure> {
     for (path, read_only) in &options.disks {
         let file = OpenOptions::new().read(true).write(!read_only).open(path)?;
         let size = (&file).seek(SeekFrom::End(0))?;
-        let (slot, device) = vmm.attach_disk(file.as_fd(), size, *read_only)?;
+        let (slot, device) = vmm.attach_disk(file.as_fd(), size, *read_only, None)?;
         eprintln!("{}: slot {slot}, {device}", path.display());
     }
     if let Some(socket) = &options.fs {
-        let device = vmm.attach_fs(UnixStream::connect(socket)?.as_fd())?;
+        let backend = vmm::connect_fs(UnixStream::connect(socket)?.as_fd())?;
+        let device = vmm.attach_fs(&backend)?;
         eprintln!("{}: {device}", socket.display());
     }
     for mib in &options.resize {

@@ -47,6 +47,8 @@ pub enum Action {
     Save {
         /// It goes on in another process: nothing of it runs here any more, once this has
         /// succeeded, and [`Action::Connections`] and [`Action::Shutdown`] are all that is left.
+        /// What is attached to it has to be attached again there, before it runs. Without this,
+        /// a VM with something attached is refused.
         leave: bool,
     },
     /// Hand over the sockets of a VM's connections, after [`Action::Save`] with `leave`.
@@ -98,7 +100,7 @@ pub enum Action {
         mib: u32,
     },
     /// Put a file system daemon behind the file system device. Carries the descriptors
-    /// of [`crate::devices::virtio::fs::Backend`], in its order. Answer: [`Reply::Attached`].
+    /// of [`crate::FsBackend`], in its order. Answer: [`Reply::Attached`].
     AttachFs,
     /// Take the daemon away again. The guest must have released the device.
     DetachFs,
@@ -109,6 +111,9 @@ pub enum Action {
         size: u64,
         /// Whether writes are refused.
         read_only: bool,
+        /// Which one: that of before, when the VM was saved with it. Else the first that is
+        /// free.
+        slot: Option<u8>,
     },
     /// Take back what `AttachDisk` put in this slot.
     DetachDisk {

@@ -17,9 +17,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 
 use crate::action::{Action, Reply};
 use crate::channel::{Channel, ChannelError};
-use crate::devices::virtio::net::Offloads;
+use crate::devices::virtio::fs::Backend;
+use crate::devices::virtio::net::{self, Offloads};
 use crate::devices::virtio::vsock::MAX_CONNECTIONS;
-use crate::devices::virtio::{fs, net};
 use crate::files::{BootFiles, MAX_FILES, Outlets, RestoreFiles, RunFiles};
 use crate::metrics::Stats;
 use crate::place::Place;
@@ -50,9 +50,6 @@ pub enum ClientError {
     /// It refused; a sentence that names the thing and the next step.
     #[error("{0}")]
     Refused(String),
-    /// The file system daemon cannot be used.
-    #[error("{0}")]
-    Daemon(String),
     /// The control socket failed, or an earlier call did not finish.
     #[error("talking to the VMM: {0}")]
     Channel(String),
@@ -248,7 +245,7 @@ impl Vmm {
     }
 
     /// Writes a paused VM to two files: its memory, to a file that has that length and is
-    /// empty otherwise, and everything else, to an empty file. Refused while volumes are
+    /// empty otherwise, and everything else, to an empty file. Refused while something is
     /// attached.
     pub fn save(
         &mut self,
@@ -347,17 +344,16 @@ impl Vmm {
         self.done(&Action::InflateBalloon { mib }, &[])
     }
 
-    /// Puts a file system daemon (virtiofsd) behind the VM's one file system device;
-    /// `socket` is connected to its vhost-user socket and is not used for anything else.
-    /// Returns the device's name below /sys/bus/platform/devices of the guest.
+    /// Puts a file system daemon (virtiofsd) behind the VM's one file system device; see
+    /// [`crate::connect_fs`]. Returns the device's name below /sys/bus/platform/devices of the
+    /// guest. A VM that was restored, and had one when it was saved to leave, gets it again
+    /// before it runs.
     ///
     /// The guest then writes that name to /sys/bus/platform/drivers/virtio-mmio/bind and
     /// mounts the tag [`crate::FS_TAG`] as virtiofs. When the daemon dies, the VMM says
     /// [`crate::Event::FsLost`] and the guest gets EIO from that file system from then on.
     /// One daemon at a time: a second one is refused until [`Self::detach_fs`].
-    pub fn attach_fs(&mut self, socket: BorrowedFd<'_>) -> Result<String, ClientError> {
-        let backend =
-            fs::connect(socket).map_err(|error| ClientError::Daemon(error.to_string()))?;
+    pub fn attach_fs(&mut self, backend: &Backend<OwnedFd>) -> Result<String, ClientError> {
         let files = backend.borrow().into_list();
         self.attached(&Action::AttachFs, &files)
             .map(|(_, device)| device)
@@ -376,14 +372,21 @@ impl Vmm {
     ///
     /// The guest then writes that name to /sys/bus/platform/drivers/virtio-mmio/bind and
     /// finds the disk in /sys/bus/platform/devices/NAME/virtio*/block/. Refused when all
-    /// [`crate::SPARE_DISKS`] disks are taken.
+    /// [`crate::SPARE_DISKS`] disks are taken. `slot`: that of a disk that the VM was saved
+    /// with, which it gets again before it runs.
     pub fn attach_disk(
         &mut self,
         file: BorrowedFd<'_>,
         size: u64,
         read_only: bool,
+        slot: Option<u8>,
     ) -> Result<(u8, String), ClientError> {
-        self.attached(&Action::AttachDisk { size, read_only }, &[file])
+        let action = Action::AttachDisk {
+            size,
+            read_only,
+            slot,
+        };
+        self.attached(&action, &[file])
     }
 
     /// Takes a disk back. What the guest wrote is in the file or the host's cache of the

@@ -11,7 +11,7 @@ use crate::poll::again_if;
 use crate::sys;
 
 /// How long it waits: the thread may be stuck in a disk, or give much memory back.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the outcome of a command goes.
 pub type Answer<T> = SyncSender<Result<T, String>>;

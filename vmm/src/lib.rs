@@ -37,6 +37,7 @@ pub mod vm;
 
 pub use action::{Action, Event, Reply};
 pub use client::{ClientError, Vmm, offloads, reap};
+pub use devices::virtio::fs::{Backend as FsBackend, HandshakeError, connect as connect_fs};
 pub use devices::virtio::net::{MAC as GUEST_MAC, Offloads};
 pub use files::{BootFiles, Outlets, RestoreFiles, RunFiles};
 pub use metrics::Stats;

@@ -9,6 +9,7 @@ use crate::arch::x86_64::state::SavedChips;
 use crate::cpus::Cpus;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, FileDisk};
+use crate::devices::virtio::fs::Fs;
 use crate::devices::virtio::mem::Mem;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::vsock::Vsock;
@@ -34,6 +35,8 @@ pub struct Machine {
     pub net: Arc<Mutex<Net>>,
     /// The socket device.
     pub vsock: Arc<Mutex<Vsock>>,
+    /// The file system device.
+    pub fs: Arc<Mutex<Fs>>,
     /// The balloon.
     pub balloon: Arc<Mutex<Balloon>>,
     /// Plugged memory.
@@ -125,6 +128,7 @@ impl Machine {
                 chips,
                 devices,
                 vsock: lock(&self.vsock).save(),
+                fs: lock(&self.fs).save(),
                 balloon: lock(&self.balloon).save(),
                 mem: lock(&self.mem).save(),
             };

@@ -174,6 +174,7 @@ fn start(
         scratch: Arc::clone(&disks.scratch.device),
         net: Arc::clone(&peripherals.net.device),
         vsock: Arc::clone(&peripherals.vsock.device),
+        fs: Arc::clone(&spares.fs.device),
         balloon: Arc::clone(&memory.balloon.device),
         mem: Arc::clone(&memory.mem.device),
         ran: false,
@@ -313,8 +314,16 @@ impl Owner {
                 let Ok([memory, state]) = <[OwnedFd; 2]>::try_from(files) else {
                     return Err("save takes the files of memory and state".into());
                 };
-                self.storage.check_detached()?;
-                self.machine.save(self.ram, memory, state, leave)?;
+                if leave {
+                    self.storage.settle()?;
+                } else {
+                    self.storage.check_detached()?;
+                }
+                let saved = self.machine.save(self.ram, memory, state, leave);
+                if !self.machine.left {
+                    self.storage.go_on();
+                }
+                saved?;
             }
             Action::TakeOver { ports } => self.machine.take_over(&ports, files)?,
             Action::LogWrites => self.machine.log_writes(self.ram)?,
@@ -344,10 +353,14 @@ impl Owner {
                 return self.storage.attach_fs(backend);
             }
             Action::DetachFs => self.storage.detach_fs()?,
-            Action::AttachDisk { size, read_only } => {
+            Action::AttachDisk {
+                size,
+                read_only,
+                slot,
+            } => {
                 let file = only(files).ok_or("attach_disk takes exactly one descriptor")?;
                 let file = File::from(file);
-                return self.storage.attach_disk(file, size, read_only);
+                return self.storage.attach_disk(file, size, read_only, slot);
             }
             Action::DetachDisk { slot } => self.storage.detach_disk(slot)?,
             Action::Stats => {

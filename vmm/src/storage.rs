@@ -4,13 +4,14 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::epoll::{Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::action::Reply;
-use crate::commands::{Answer, Commands, Incoming, commands};
+use crate::commands::{Answer, Commands, Incoming, PATIENCE, commands};
 use crate::devices::virtio::block::{AttachError, Block, Disk, FileDisk};
 use crate::devices::virtio::fs::{Backend, Fs};
 use crate::poll::{add, again_if, lock, remove, serve_kick, spawn, wait};
@@ -41,6 +42,7 @@ pub fn serve_disks(disks: Disks, stop: &Arc<Stop>) -> io::Result<()> {
 pub struct Storage {
     fs: Arc<Mutex<Fs>>,
     fs_epoll: Arc<Epoll>,
+    fs_kick: EventFd,
     fs_lost: EventFd,
     disks: Vec<Arc<Mutex<Block>>>,
     volumes: Commands<Command>,
@@ -55,6 +57,7 @@ impl Storage {
         let fs_epoll = Arc::new(Epoll::new()?);
         add(&fs_epoll, fs.kick.as_raw_fd(), EventSet::IN, FsToken::KICK)?;
         let (device, epoll) = (Arc::clone(&fs.device), Arc::clone(&fs_epoll));
+        let fs_kick = fs.kick.try_clone()?;
         spawn("fs", ThreadKind::Fs, stop, move || serve_fs(&epoll, &fs))?;
 
         let devices = disks.iter().map(|slot| Arc::clone(&slot.device)).collect();
@@ -71,6 +74,7 @@ impl Storage {
         Ok(Self {
             fs: device,
             fs_epoll,
+            fs_kick,
             fs_lost,
             disks: devices,
             volumes: commands,
@@ -139,25 +143,59 @@ impl Storage {
         Ok(())
     }
 
-    /// Puts a file or block device behind a spare disk.
-    pub fn attach_disk(&self, file: File, size: u64, read_only: bool) -> Result<Reply, String> {
+    /// Puts a file or block device behind this spare disk, or behind the first that is free.
+    pub fn attach_disk(
+        &self,
+        file: File,
+        size: u64,
+        read_only: bool,
+        slot: Option<u8>,
+    ) -> Result<Reply, String> {
         let disk = FileDisk::volume(file, size, read_only).map_err(|error| error.to_string())?;
-        let slot = self.ask(|answer| Command::Attach(Box::new(disk), answer))?;
+        let slot = self.ask(|answer| Command::Attach(Box::new(disk), slot, answer))?;
         Ok(Reply::Attached {
             slot,
             device: platform_device(FS + 1 + usize::from(slot)),
         })
     }
 
-    /// Refuses a VM whose volumes a snapshot would lose.
+    /// Has no request of the guest half done, and none begun, until [`Self::go_on`].
+    pub fn settle(&self) -> Result<(), String> {
+        // A thread that is stuck in a disk has it locked.
+        self.ask(Command::Look)?;
+        let (sender, idle) = sync_channel(1);
+        {
+            let mut fs = lock(&self.fs);
+            if fs.is_lost() {
+                return Err("the file system daemon is lost: the VM cannot be saved".into());
+            }
+            fs.hold(sender);
+        }
+        idle.recv_timeout(PATIENCE).map_err(|_| {
+            self.go_on();
+            "the file system daemon does not answer: a file system of the host may hang, try later"
+                .into()
+        })
+    }
+
+    /// Begins with the guest's requests again.
+    pub fn go_on(&self) {
+        lock(&self.fs).release();
+        again_if(true, &self.fs_kick);
+    }
+
+    /// Refuses a VM whose volumes a snapshot that others run too would lose.
     pub fn check_detached(&self) -> Result<(), String> {
         if lock(&self.fs).attached() {
             return Err(
-                "directories of the host are shared with the guest: it cannot be saved".into(),
+                "directories of the host are shared with the guest: it can be saved to leave only"
+                    .into(),
             );
         }
         if self.disks.iter().any(|disk| lock(disk).attached()) {
-            return Err("disks of volumes are attached to the guest: it cannot be saved".into());
+            return Err(
+                "disks of volumes are attached to the guest: it can be saved to leave only".into(),
+            );
         }
         Ok(())
     }
@@ -177,8 +215,10 @@ impl Storage {
 /// Asked of the thread of the volumes: it may be in the middle of a disk's work, and it
 /// opens and closes what may block.
 enum Command {
-    Attach(Box<dyn Disk>, Answer<u8>),
+    Attach(Box<dyn Disk>, Option<u8>, Answer<u8>),
     Detach(u8, Answer<()>),
+    /// Nothing: just an answer.
+    Look(Answer<()>),
 }
 
 /// The thread of the volumes' disks.
@@ -220,8 +260,8 @@ impl Volumes {
     fn obey(&self) {
         for command in self.incoming.take() {
             match command {
-                Command::Attach(disk, answer) => {
-                    let result = self.attach(disk);
+                Command::Attach(disk, slot, answer) => {
+                    let result = self.attach(disk, slot);
                     let slot = result.clone();
                     if let (Err(_), Ok(slot)) = (answer.send(result), slot) {
                         // Who asked has given up.
@@ -232,25 +272,29 @@ impl Volumes {
                     // As above; what was asked for is done all the same.
                     let _ = answer.send(self.detach(slot).map(drop));
                 }
+                Command::Look(answer) => {
+                    let _ = answer.send(Ok(()));
+                }
             }
         }
     }
 
-    /// Takes the first slot that is free.
-    fn attach(&self, disk: Box<dyn Disk>) -> Result<u8, String> {
-        let mut bound = None;
-        for (index, slot) in (0..).zip(&self.disks) {
+    /// Takes this slot, or the first that is free.
+    fn attach(&self, disk: Box<dyn Disk>, wanted: Option<u8>) -> Result<u8, String> {
+        let mut refusal = None;
+        let slots = (0..).zip(&self.disks);
+        for (index, slot) in slots.filter(|(index, _)| wanted.is_none_or(|it| it == *index)) {
             let mut device = lock(&slot.device);
             match device.check_free() {
                 Ok(()) => {
                     let attached = device.attach(disk).map_err(|error| error.to_string());
                     return attached.map(|()| index);
                 }
-                Err(AttachError::Taken) => {}
-                Err(error) => bound = Some(error),
+                Err(AttachError::Taken) if wanted.is_none() => {}
+                Err(error) => refusal = Some(error),
             }
         }
-        Err(match bound {
+        Err(match refusal {
             Some(error) => error.to_string(),
             None => {
                 format!("the sandbox has {SPARE_DISKS} volumes that are disks, which is the most")

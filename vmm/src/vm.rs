@@ -239,6 +239,7 @@ impl Vm {
         let restored = vm.cpus.shared.bus.restore(&snapshot.devices);
         restored.map_err(SnapshotError::from)?;
         lock(&vm.peripherals.vsock.device).restore(snapshot.vsock);
+        lock(&vm.spares.fs.device).restore(snapshot.fs);
         let changes = match files.changes {
             Some(changes) => snapshot::read_changes(&File::from(changes))?,
             None => Vec::new(),

@@ -189,6 +189,16 @@ impl Container {
         parse(&sh(&format!("crictl inspect -o json {}", self.id)))
     }
 
+    /// Waits until what the container counts in its file `/count` is more than now.
+    pub fn counts_on(&self) {
+        sh(&format!(
+            "count() {{ crictl exec {} cat /count; }}
+            until first=$(count) || exit 1; [ \"$first\" ]; do sleep 0.2; done
+            until [ \"$(count)\" -gt $first ]; do sleep 0.2; done",
+            self.id
+        ));
+    }
+
     /// Waits until the container has exited; its exit code.
     pub fn wait(&self) -> i64 {
         sh(&format!(

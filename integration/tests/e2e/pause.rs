@@ -53,12 +53,7 @@ fn a_paused_pod_stands_still() {
 
     task(&pod, "resume");
     assert_eq!(state(&pod), "RUNNING");
-    let count = || container.sh("cat /count").parse::<u64>().unwrap_or(0);
-    let first = count();
-    sh(&format!(
-        "until [ $(crictl exec {} cat /count) -gt {first} ]; do sleep 0.2; done",
-        container.id
-    ));
+    container.counts_on();
 }
 
 fn a_paused_pod_can_be_stopped() {

@@ -6,6 +6,7 @@ use serde_json::json;
 use crate::cri::{BUSYBOX, Container, DEBIAN, Pod, fails, run, sh};
 use crate::leaks;
 use crate::trial;
+use crate::volumes::Loop;
 
 /// Files that are in the image only, as one sum.
 const SUM: &str = "find /usr/lib/x86_64-linux-gnu -type f | sort | head -n 12 | xargs cat | md5sum";
@@ -18,7 +19,11 @@ pub fn trials() -> Vec<Trial> {
             "saved::a_pod_can_be_stopped_and_lost",
             a_pod_can_be_stopped_and_lost,
         ),
-        trial("saved::what_cannot_be_goes_on", what_cannot_be_goes_on),
+        trial("saved::volumes_go_on", volumes_go_on),
+        trial(
+            "saved::a_full_disk_loses_nothing",
+            a_full_disk_loses_nothing,
+        ),
         trial(
             "saved::what_is_damaged_is_refused",
             what_is_damaged_is_refused,
@@ -67,15 +72,6 @@ fn counter(pod: &Pod) -> Container {
     )
 }
 
-/// Waits until it has counted on.
-fn counts(container: &Container) {
-    let count: u64 = container.sh("cat /count").parse().expect("a number");
-    sh(&format!(
-        "until [ $(crictl exec {} cat /count) -gt {count} ]; do sleep 0.2; done",
-        container.id
-    ));
-}
-
 fn a_pod_goes_on() {
     sh(&format!("crictl pull {DEBIAN}"));
     let pod = Pod::run();
@@ -110,7 +106,7 @@ fn a_pod_goes_on() {
     let said = fails(&format!("joeyctl snapshot restore {}", pod.id));
     assert!(said.contains("cannot resume: it is running"), "{said}");
 
-    counts(&counter);
+    counter.counts_on();
     let late = sh(&format!(
         "guest=$(crictl exec {} date +%s); echo $(($(date +%s) - guest))",
         counter.id
@@ -126,7 +122,7 @@ fn a_pod_goes_on() {
     // More than once.
     save(&pod);
     restore(&pod);
-    counts(&counter);
+    counter.counts_on();
     assert_eq!(large.sh("md5sum < /dev/shm/file")[..32], sum[..32]);
 }
 
@@ -173,7 +169,7 @@ fn a_pod_can_be_stopped_and_lost() {
     {
         let pod = Pod::run();
         let container = counter(&pod);
-        counts(&container);
+        container.counts_on();
         save(&pod);
         sh(&format!("crictl stop --timeout 30 {}", container.id));
         // It was restored, and asked first.
@@ -192,10 +188,82 @@ fn a_pod_can_be_stopped_and_lost() {
     leaks::settled(&before);
 }
 
-fn what_cannot_be_goes_on() {
+/// A directory and a block device of the host, in use all the while.
+fn volumes_go_on() {
+    let disk = Loop::new("8M");
+    let pod = Pod::run();
+    sh("mkdir -p /tmp/shared && echo before > /tmp/shared/file");
+    let start = |log: &str| {
+        let script = format!(
+            "exec 3>> /shared/{log}
+            trap 'exit 7' TERM
+            i=0; while :; do i=$((i+1)); echo $i >&3; echo $i > /count; sleep 0.1; done"
+        );
+        let container = pod.create(
+            BUSYBOX,
+            json!({
+                "command": ["sh", "-c", script],
+                "mounts": [{"host_path": "/tmp/shared", "container_path": "/shared"}],
+                "devices": [{
+                    "host_path": disk.device, "container_path": "/dev/data", "permissions": "rwm"
+                }]
+            }),
+        );
+        sh(&format!("crictl start {}", container.id));
+        container
+    };
+    let container = start("log");
+    container.sh("echo saved | dd of=/dev/data bs=512 seek=8 conv=sync,fsync 2> /dev/null");
+    let server = virtiofsd(&pod);
+    for round in 1..=2 {
+        let vmm = pid(&pod, "vmm");
+        save(&pod);
+        assert_eq!((lives(vmm), virtiofsd(&pod)), (false, server));
+        // What the host does meanwhile is seen afterwards.
+        sh(&format!(
+            "echo {round} > /tmp/shared/file; touch /tmp/shared/new-{round}"
+        ));
+        restore(&pod);
+        container.counts_on();
+        container.sh(&format!(
+            "until [ $(cat /shared/file) = {round} ]; do sleep 0.2; done; test -e /shared/new-{round}"
+        ));
+        // Through a file that was open.
+        sh("count=$(wc -l < /tmp/shared/log)
+            until [ $(wc -l < /tmp/shared/log) -gt $count ]; do sleep 0.2; done");
+        container.sh(&format!(
+            "dd if=/dev/data bs=512 skip=8 count=1 2> /dev/null | grep -q saved &&
+            echo round {round} | dd of=/dev/data bs=512 seek=16 conv=sync,fsync 2> /dev/null"
+        ));
+        sh(&format!(
+            "dd if={} bs=512 skip=16 count=1 2> /dev/null | grep -q 'round {round}'",
+            disk.file
+        ));
+    }
+    // Another container has the same, and what the first had can go.
+    let other = start("other");
+    sh(&format!("crictl stop --timeout 30 {}", container.id));
+    assert_eq!(container.wait(), 7);
+    // Nothing was written twice, and nothing is lost.
+    sh("seq $(wc -l < /tmp/shared/log) | cmp - /tmp/shared/log");
+    sh(&format!("crictl rm {}", container.id));
+    save(&pod);
+    restore(&pod);
+    other.counts_on();
+    drop(pod);
+    sh("rm -r /tmp/shared");
+}
+
+/// The process that serves a pod's directories of the host.
+fn virtiofsd(pod: &Pod) -> u32 {
+    let shim = pid(pod, "shim");
+    let pid = sh(&format!("pgrep -P {shim} virtiofsd"));
+    pid.parse().expect("one virtiofsd")
+}
+
+fn a_full_disk_loses_nothing() {
     let pod = Pod::run();
     let counter = counter(&pod);
-    // On a disk that is full.
     sh(
         "available=$(df --output=avail -B1 /var/lib/joey | tail -n 1)
         fallocate -l $((available - (8 << 20))) /var/lib/joey/full",
@@ -203,36 +271,17 @@ fn what_cannot_be_goes_on() {
     let said = fails(&format!("joeyctl snapshot save {}", pod.id));
     sh("rm /var/lib/joey/full");
     assert!(said.contains("No space left on device"), "{said}");
-    counts(&counter);
+    counter.counts_on();
     save(&pod);
     restore(&pod);
-    // With a directory of the host.
-    sh("mkdir -p /tmp/shared");
-    let container = pod.create(
-        BUSYBOX,
-        json!({
-            "command": ["sleep", "3600"],
-            "mounts": [{"host_path": "/tmp/shared", "container_path": "/shared"}]
-        }),
-    );
-    sh(&format!("crictl start {}", container.id));
-    let vmm = pid(&pod, "vmm");
-    let said = fails(&format!("joeyctl snapshot save {}", pod.id));
-    assert!(
-        said.contains("directories of the host are shared"),
-        "{said}"
-    );
-    assert_eq!((state(&pod), pid(&pod, "vmm")), ("running".into(), vmm));
-    container.sh("echo goes on > /shared/file");
-    drop(pod);
-    sh("rm -r /tmp/shared");
+    counter.counts_on();
 }
 
 /// A flipped byte in what was saved: it is not restored, and not lost.
 fn what_is_damaged_is_refused() {
     let pod = Pod::run();
     let counter = counter(&pod);
-    counts(&counter);
+    counter.counts_on();
     save(&pod);
     let shim = pid(&pod, "shim");
     // The smallest file without a name: scratch and memory are larger.
@@ -259,5 +308,5 @@ fn what_is_damaged_is_refused() {
     assert_eq!(state(&pod), "saved");
     write(byte);
     restore(&pod);
-    counts(&counter);
+    counter.counts_on();
 }

@@ -524,13 +524,13 @@ fn empty_dir_on_disk_is_the_pods() {
 }
 
 /// A loop device over a file, gone when dropped.
-struct Loop {
-    device: String,
-    file: String,
+pub struct Loop {
+    pub device: String,
+    pub file: String,
 }
 
 impl Loop {
-    fn new(size: &str) -> Self {
+    pub fn new(size: &str) -> Self {
         let file = format!("/run/disk{}.img", NEXT.fetch_add(1, Ordering::Relaxed));
         // Nothing loads it at need: there is no /dev/loop-control before it.
         let device = sh(&format!(

@@ -1,7 +1,7 @@
 //! The end of a VM, in one place; and who pays for the shim until then.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
@@ -19,7 +19,7 @@ impl Vm {
     /// sake of its accounts. Blocks.
     pub fn adopt(&self) {
         self.adopt_vmm();
-        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut home = lock(&self.home);
         // Under the lock, so that a move is never missed by `release`.
         if home.is_some() || self.released.load(Ordering::Acquire) {
             return;
@@ -44,7 +44,7 @@ impl Vm {
 
     /// The first half of [`Vm::adopt`]: nothing is left to do where that was done. Blocks.
     pub fn adopt_vmm(&self) {
-        let mut stray = self.stray.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stray = lock(&self.stray);
         if let Some(process) = self.process()
             && *stray
             && !self.released.load(Ordering::Acquire)
@@ -63,11 +63,7 @@ impl Vm {
 
     /// Undoes [`Vm::adopt`] for this process. Blocks.
     pub fn return_shim(&self) {
-        let home = self
-            .home
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let home = lock(&self.home).take();
         if let Some(home) = home
             && let Err(error) = Cgroup::leave(&home)
         {
@@ -123,7 +119,7 @@ impl Vm {
                 record: _,
             } = parts;
             // It is not moved to another cgroup any more.
-            drop(vm.stray.lock());
+            drop(lock(&vm.stray));
             // Waits for the process, which has been killed.
             drop(vmm);
             // Before the network is detached: the TAP is held by these.

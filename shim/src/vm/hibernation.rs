@@ -2,21 +2,16 @@
 //! names, and what it runs on is kept here, where connections into the guest wait too. It
 //! goes on in another VMM, once.
 
-use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use tokio::task::spawn_blocking;
 use vmm::{ClientError, RestoreFiles, Vmm};
 
 use super::events::watch;
 use super::preparation::{shape, spawn_in};
 use super::start::name_vmm;
-use super::{Backing, Image, Parts, Process, Saved, Vm, lock, set_oom_score};
+use super::{Backing, Parts, Process, Saved, Vm, lock, set_oom_score};
 use crate::error::{Error, Result, chain};
 use crate::host::{files, scratch};
 
@@ -30,15 +25,11 @@ impl Vm {
     /// the host.
     ///
     /// # Errors
-    /// When it cannot be saved, as with volumes of the host or without room on the disk: it
-    /// goes on to be paused then. Or its VMM is lost, and with it the pod.
+    /// When it cannot be saved, as without room on the disk: it goes on to be paused then. Or
+    /// its VMM is lost, and with it the pod.
     pub async fn hibernate(self: &Arc<Self>) -> Result<()> {
         let vm = self.clone();
-        let saved = spawn_blocking(move || {
-            let mut parts = vm.parts();
-            vm.save_and_leave(parts.as_mut().ok_or_else(|| vm.gone())?)
-        });
-        saved.await.map_err(Error::failed)?
+        self.with_parts(move |parts| vm.save_and_leave(parts)).await
     }
 
     fn save_and_leave(&self, parts: &mut Parts) -> Result<()> {
@@ -59,7 +50,8 @@ impl Vm {
         };
         let events = self.events.upgrade().ok_or_else(|| self.gone())?;
         let file = || {
-            unnamed(directory).map_err(|error| refused(format!("{}: {error}", directory.display())))
+            files::unnamed(directory)
+                .map_err(|error| refused(format!("{}: {error}", directory.display())))
         };
         let (memory, state) = (file()?, file()?);
         // What is not plugged stays a hole.
@@ -101,11 +93,8 @@ impl Vm {
     /// run: then the pod is lost.
     pub async fn wake(self: &Arc<Self>) -> Result<()> {
         let vm = self.clone();
-        let woken = spawn_blocking(move || {
-            let mut parts = vm.parts();
-            vm.restore_and_run(parts.as_mut().ok_or_else(|| vm.gone())?)
-        });
-        woken.await.map_err(Error::failed)?
+        self.with_parts(move |parts| vm.restore_and_run(parts))
+            .await
     }
 
     fn restore_and_run(&self, parts: &mut Parts) -> Result<()> {
@@ -166,16 +155,7 @@ impl Vm {
         let restored = vmm
             .restore(&shape(config, uid), files, false)
             .and_then(|()| vmm.take_over(&saved.connections))
-            .and_then(|()| {
-                backing.images.iter().try_for_each(|image| {
-                    let Image {
-                        offset,
-                        length,
-                        file,
-                    } = image;
-                    vmm.map_image(*offset, *length, file.as_fd())
-                })
-            });
+            .and_then(|()| backing.attach(&mut vmm));
         match restored {
             Ok(()) => Ok((vmm, process)),
             Err(error) => Err(Error::Failed(chain(&error))),
@@ -188,14 +168,4 @@ impl Vm {
             drop(lock(&self.dormant).take());
         }
     }
-}
-
-/// A file without a name.
-fn unnamed(directory: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_TMPFILE)
-        .mode(0o600)
-        .open(directory)
 }

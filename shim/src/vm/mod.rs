@@ -125,6 +125,9 @@ struct Backing {
     listener: UnixListener,
     tap: Option<OwnedFd>,
     images: Vec<Image>,
+    /// What virtiofsd is reached by, once there is one.
+    shares: Option<vmm::FsBackend<OwnedFd>>,
+    disks: Vec<Disk>,
 }
 
 /// A file in the image window.
@@ -132,6 +135,14 @@ struct Image {
     offset: u64,
     length: u64,
     file: File,
+}
+
+/// A file or block device of the host on a spare disk.
+struct Disk {
+    slot: u8,
+    file: File,
+    size: u64,
+    read_only: bool,
 }
 
 /// A VM that no process runs. Its files have no names: they go with it.
@@ -276,19 +287,14 @@ impl Vm {
     /// # Errors
     /// When the VMM refuses or is gone.
     pub async fn map_image(self: &Arc<Self>, offset: u64, length: u64, file: File) -> Result<()> {
-        self.with_parts(move |parts| {
-            running(parts)?
-                .map_image(offset, length, file.as_fd())
-                .map_err(|error| {
-                    Error::failed(error).context("cannot show an image to the guest")
-                })?;
-            if let Some(backing) = &mut parts.backing {
-                backing.images.push(Image {
-                    offset,
-                    length,
-                    file,
-                });
-            }
+        self.attach("cannot show an image to the guest", move |vmm, backing| {
+            vmm.map_image(offset, length, file.as_fd())
+                .map_err(Error::failed)?;
+            backing.images.push(Image {
+                offset,
+                length,
+                file,
+            });
             Ok(())
         })
         .await
@@ -319,13 +325,16 @@ impl Vm {
     /// in the guest.
     ///
     /// # Errors
-    /// When the VMM refuses or is gone.
+    /// When the server does not answer, or the VMM refuses or is gone.
     pub async fn attach_fs(
         self: &Arc<Self>,
         socket: std::os::unix::net::UnixStream,
     ) -> Result<String> {
-        self.ask("cannot attach the file system", move |vmm| {
-            vmm.attach_fs(socket.as_fd())
+        self.attach("cannot attach the file system", move |vmm, backing| {
+            let shares = vmm::connect_fs(socket.as_fd()).map_err(Error::failed)?;
+            let device = vmm.attach_fs(&shares).map_err(Error::failed)?;
+            backing.shares = Some(shares);
+            Ok(device)
         })
         .await
     }
@@ -341,8 +350,16 @@ impl Vm {
         size: u64,
         read_only: bool,
     ) -> Result<(u8, String)> {
-        self.ask("cannot attach the disk", move |vmm| {
-            vmm.attach_disk(file.as_fd(), size, read_only)
+        self.attach("cannot attach the disk", move |vmm, backing| {
+            let attached = vmm.attach_disk(file.as_fd(), size, read_only, None);
+            let (slot, device) = attached.map_err(Error::failed)?;
+            backing.disks.push(Disk {
+                slot,
+                file,
+                size,
+                read_only,
+            });
+            Ok((slot, device))
         })
         .await
     }
@@ -352,8 +369,12 @@ impl Vm {
     /// # Errors
     /// When the VMM refuses or is gone.
     pub async fn detach_disk(self: &Arc<Self>, slot: u8) -> Result<()> {
-        self.ask("cannot detach the disk", move |vmm| vmm.detach_disk(slot))
-            .await
+        self.attach("cannot detach the disk", move |vmm, backing| {
+            vmm.detach_disk(slot).map_err(Error::failed)?;
+            backing.disks.retain(|disk| disk.slot != slot);
+            Ok(())
+        })
+        .await
     }
 
     /// Writes a file in the sandbox's state directory; a failure is logged.
@@ -371,7 +392,22 @@ impl Vm {
         action: impl FnOnce(&mut Vmm) -> std::result::Result<T, E> + Send + 'static,
     ) -> Result<T> {
         self.with_parts(move |parts| {
-            action(running(parts)?).map_err(|error| Error::failed(error).context(what))
+            action(running(&mut parts.vmm)?).map_err(|error| Error::failed(error).context(what))
+        })
+        .await
+    }
+
+    /// As [`Self::ask`], of what is attached to the VM: a VM that was saved gets it again.
+    async fn attach<T: Send + 'static>(
+        self: &Arc<Self>,
+        what: &'static str,
+        action: impl FnOnce(&mut Vmm, &mut Backing) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.with_parts(move |parts| {
+            let vmm = running(&mut parts.vmm)?;
+            let not_yet = || Error::State("the VM does not run yet".into());
+            let backing = parts.backing.as_mut().ok_or_else(not_yet)?;
+            action(vmm, backing).map_err(|error| error.context(what))
         })
         .await
     }
@@ -402,9 +438,9 @@ impl Vm {
     }
 }
 
-fn running(parts: &mut Parts) -> Result<&mut Vmm> {
+fn running(vmm: &mut Option<Vmm>) -> Result<&mut Vmm> {
     let hibernates = || Error::State("the VM hibernates: restore it first".into());
-    parts.vmm.as_mut().ok_or_else(hibernates)
+    vmm.as_mut().ok_or_else(hibernates)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use network::Attachment;
 use tokio::sync::mpsc::Sender;
 use tokio::task::spawn_blocking;
-use vmm::{RunFiles, Vmm};
+use vmm::{ClientError, RunFiles, Vmm};
 
 use super::end::remove_state;
 use super::events::{Events, channel, watch};
@@ -182,6 +182,8 @@ impl Vm {
             listener,
             tap: parts.attachment.as_mut().and_then(Attachment::take_tap),
             images: Vec::new(),
+            shares: None,
+            disks: Vec::new(),
         };
         backing.run(vmm)?;
         parts.backing = Some(backing);
@@ -221,6 +223,21 @@ impl Backing {
         };
         vmm.run(files, size.len(), vmm::offloads())
             .map_err(|error| Error::Failed(format!("cannot run the VM: {}", chain(&error))))
+    }
+
+    /// Gives a VM that was saved, and has not run since, what was attached to it.
+    pub(super) fn attach(&self, vmm: &mut Vmm) -> std::result::Result<(), ClientError> {
+        for image in &self.images {
+            vmm.map_image(image.offset, image.length, image.file.as_fd())?;
+        }
+        if let Some(shares) = &self.shares {
+            vmm.attach_fs(shares)?;
+        }
+        for disk in &self.disks {
+            let file = disk.file.as_fd();
+            vmm.attach_disk(file, disk.size, disk.read_only, Some(disk.slot))?;
+        }
+        Ok(())
     }
 }
 

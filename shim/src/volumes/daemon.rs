@@ -1,8 +1,8 @@
 //! virtiofsd: the process that serves the pod's shares. One a sandbox, in the pod's
 //! cgroup, in namespaces of its own, with the capabilities of a file server alone.
 //!
-//! It ends with the VM, when its connection closes; with the cgroup, which is killed as
-//! one; and with the shim, whose end closes the VM's connection.
+//! It stays while its pod is saved. It ends with the sandbox; with the cgroup, which is killed
+//! as one; and with the shim, whose end closes its connection, as it is the VMM's too.
 
 use std::ffi::CString;
 use std::fs::File;

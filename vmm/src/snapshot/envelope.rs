@@ -6,7 +6,7 @@
 //! (u64), the content, and a CRC-32 (u32) of everything before it.
 
 /// The format's number: it changes whenever what is saved changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const MAGIC: &[u8; 8] = b"JOEYSNAP";
 /// The version that writes and reads here.
 const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,7 +1,7 @@
 //! A VM that stands still, as two files: its memory, and everything else.
 //!
 //! What runs on the host is not in it: the files behind the disks, the TAP, the clients
-//! of vsock. A VM that goes on from a snapshot gets them anew.
+//! of vsock, the file system daemon. A VM that goes on from a snapshot gets them anew.
 
 mod envelope;
 
@@ -17,6 +17,7 @@ pub use envelope::EnvelopeError;
 
 use crate::arch::x86_64::state::{SavedChips, SavedCpu};
 use crate::devices::virtio::balloon::SavedBalloon;
+use crate::devices::virtio::fs::SavedFs;
 use crate::devices::virtio::mem::SavedMem;
 use crate::devices::virtio::persist::{RestoreError, SavedTransport};
 use crate::devices::virtio::vsock::SavedVsock;
@@ -78,6 +79,8 @@ pub struct Snapshot {
     pub devices: Vec<SavedTransport>,
     /// What the socket device has beside its queues.
     pub vsock: SavedVsock,
+    /// The same of the file system device.
+    pub fs: SavedFs,
     /// The same of the balloon.
     pub balloon: SavedBalloon,
     /// The same of plugged memory.

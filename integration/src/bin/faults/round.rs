@@ -46,7 +46,6 @@ pub enum Step {
 }
 
 impl Step {
-    /// With a volume.
     const LIFE: [Step; 7] = [
         Step::RunPod,
         Step::Create,
@@ -56,7 +55,7 @@ impl Step {
         Step::StopPod,
         Step::RemovePod,
     ];
-    /// Without one, as a pod with a volume cannot be saved.
+    /// With a rest in it.
     const SAVED_LIFE: [Step; 9] = [
         Step::RunPod,
         Step::Create,
@@ -69,6 +68,13 @@ impl Step {
         Step::RemovePod,
     ];
     const SAVING: [Step; 2] = [Step::Save, Step::Restore];
+
+    fn life(saved: bool) -> &'static [Step] {
+        match saved {
+            true => &Step::SAVED_LIFE,
+            false => &Step::LIFE,
+        }
+    }
 }
 
 impl fmt::Display for Step {
@@ -115,6 +121,7 @@ impl Fault {
             (Target::Template, &Step::LIFE[1..3]),
             (Target::Shim, &Step::SAVING),
             (Target::Vmm, &Step::SAVING),
+            (Target::Virtiofsd, &Step::SAVING),
         ];
         let known = if has_vm(handler) { targets.len() } else { 2 };
         let (target, steps) = targets[random.usize(..known)];
@@ -127,14 +134,6 @@ impl Fault {
 
     fn is_of_saving(&self) -> bool {
         Step::SAVING.contains(&self.step)
-    }
-
-    /// The life that it is in.
-    fn life(&self) -> &'static [Step] {
-        match self.is_of_saving() {
-            true => &Step::SAVED_LIFE,
-            false => &Step::LIFE,
-        }
     }
 }
 
@@ -181,16 +180,13 @@ struct Life {
     plan: PodPlan,
     pod: Option<Pod>,
     container: String,
-    /// Whether its containers have a volume.
-    volume: bool,
     /// How many containers were asked for: each has a name of its own.
     asked: u32,
 }
 
 impl Life {
-    fn new(handler: &str, name: &str, volume: bool) -> Life {
+    fn new(handler: &str, name: &str) -> Life {
         Life {
-            volume,
             plan: PodPlan::new(handler, name, true),
             pod: None,
             container: String::new(),
@@ -211,7 +207,7 @@ impl Life {
             Step::Create => {
                 let plan = ContainerPlan {
                     privileged: true,
-                    volume: self.volume.then(|| (VOLUME.into(), "/volume".into())),
+                    volume: Some((VOLUME.into(), "/volume".into())),
                     ..ContainerPlan::idle()
                 };
                 self.asked += 1;
@@ -222,12 +218,7 @@ impl Life {
             }
             Step::Start => cri.start(&self.container).await?,
             Step::Exec => {
-                let look = if self.volume {
-                    "cat /volume/file"
-                } else {
-                    "true"
-                };
-                cri.exec(&self.container, look).await?;
+                cri.exec(&self.container, "cat /volume/file").await?;
             }
             Step::Save => joeyctl(&["snapshot", "save", &self.pod()?.id]).await?,
             Step::Restore => joeyctl(&["snapshot", "restore", &self.pod()?.id]).await?,
@@ -255,16 +246,13 @@ impl Rounds {
     /// A life without a fault: shows that there is one, and how long its steps take.
     pub async fn calibrate(&mut self) -> anyhow::Result<()> {
         // The first pod of a host makes what later ones find.
-        let mut lives = vec![
-            ("warm-up", &Step::LIFE[..]),
-            ("calibration", &Step::LIFE[..]),
-        ];
-        if has_vm(&self.handler) {
-            lives.insert(0, ("saved", &Step::SAVED_LIFE[..]));
-        }
-        for (name, steps) in lives {
-            let mut life = Life::new(&self.handler, name, steps.len() == Step::LIFE.len());
-            for step in steps.iter().copied() {
+        let saved = has_vm(&self.handler).then_some(("saved", true));
+        let lives = saved
+            .into_iter()
+            .chain([("warm-up", false), ("calibration", false)]);
+        for (name, saved) in lives {
+            let mut life = Life::new(&self.handler, name);
+            for step in Step::life(saved).iter().copied() {
                 let begin = Instant::now();
                 bounded(step, life.step(&mut self.cri, step)).await?;
                 self.usual.insert(step, begin.elapsed());
@@ -288,13 +276,14 @@ impl Rounds {
     /// was not hit.
     pub async fn play(&mut self, number: u64, fault: &Fault) -> anyhow::Result<Outcome> {
         let name = format!("victim-{number}");
-        let mut life = Life::new(&self.handler, &name, !fault.is_of_saving());
+        let mut life = Life::new(&self.handler, &name);
         let striker = Striker::new(&self.handler);
         if fault.target == Target::Template {
             // So that this pod's shim makes one.
             shell("joeyctl template remove")?;
         }
-        for step in fault.life().iter().take_while(|step| **step < fault.step) {
+        let steps = Step::life(fault.is_of_saving()).iter();
+        for step in steps.take_while(|step| **step < fault.step) {
             bounded(*step, life.step(&mut self.cri, *step)).await?;
         }
         let outcome = self.strike(&striker, &mut life, fault).await?;

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 
 use virtio_queue::Queue;
 use vmm_sys_util::eventfd::EventFd;
@@ -11,6 +12,7 @@ use super::backend::{ARENA_SIZE, Backend, PLACES};
 use super::config::{self, FEATURES, IN_HEADER, OUT_HEADER, QUEUE_SIZES, QUEUES};
 use super::handshake::ARENA_ADDRESS;
 use super::metrics::FsCounters;
+use super::persist::SavedFs;
 use super::ring::{Answer, Ring as BackendRing};
 use crate::devices::virtio::queue::{Chain, Ring};
 use crate::devices::virtio::{Driver, Interrupt, VirtioDevice, device_type};
@@ -86,6 +88,10 @@ pub struct Fs {
     live: Option<Live>,
     /// Counts the drivers.
     driver: u64,
+    /// Takes no requests, and tells when the daemon has none.
+    held: Option<SyncSender<()>>,
+    /// Where the daemon's queues stand that was there when the VM was saved.
+    saved: SavedFs,
     loss: Option<String>,
     lost: EventFd,
 }
@@ -102,6 +108,8 @@ impl Fs {
             generation: 0,
             live: None,
             driver: 0,
+            held: None,
+            saved: SavedFs::default(),
             loss: None,
             lost,
         }
@@ -110,6 +118,37 @@ impl Fs {
     /// Whether there is a daemon.
     pub fn attached(&self) -> bool {
         self.daemon.is_some()
+    }
+
+    /// Whether there was a daemon and it is not believed any more.
+    pub fn is_lost(&self) -> bool {
+        self.attached() && self.shared().is_none()
+    }
+
+    /// Takes no requests any more; something is sent when the daemon has answered all that it
+    /// has.
+    pub fn hold(&mut self, idle: SyncSender<()>) {
+        self.held = Some(idle);
+        self.tell_idle();
+    }
+
+    /// Takes requests again.
+    pub fn release(&mut self) {
+        self.held = None;
+    }
+
+    /// What must be known to go on later with the same daemon, in another process: of a device
+    /// that is held and whose daemon has no request.
+    pub fn save(&self) -> SavedFs {
+        let made = |shared: &Shared| shared.rings.each_ref().map(BackendRing::made);
+        SavedFs {
+            made: self.shared().map(made),
+        }
+    }
+
+    /// Goes on from a saved device: the next daemon is the one of then.
+    pub fn restore(&mut self, saved: SavedFs) {
+        self.saved = saved;
     }
 
     /// Puts a daemon behind the device; returns its generation.
@@ -122,13 +161,15 @@ impl Fs {
         }
         let arena = Arena::map(backend.arena.as_fd(), ARENA_SIZE as usize);
         let arena = arena.map_err(AttachError::Map)?;
+        let made = std::mem::take(&mut self.saved).made.unwrap_or_default();
+        let ring = |queue: usize| BackendRing::new(PLACES[queue], ARENA_ADDRESS, made[queue]);
         self.daemon = Some(Daemon {
             socket: backend.socket,
             kicks: backend.kicks.map(sys::to_event),
             calls: backend.calls.map(sys::to_event),
             shared: Some(Shared {
                 arena,
-                rings: PLACES.map(|place| BackendRing::new(place, ARENA_ADDRESS)),
+                rings: std::array::from_fn(ring),
             }),
         });
         self.generation += 1;
@@ -183,6 +224,7 @@ impl Fs {
         for queue in 0..QUEUES {
             more |= self.forward(queue);
         }
+        self.tell_idle();
         more
     }
 
@@ -229,6 +271,9 @@ impl Fs {
 
     /// Takes requests of the guest as long as there are slots for them.
     fn forward(&mut self, queue: usize) -> bool {
+        if self.held.is_some() {
+            return false;
+        }
         let Some(mut live) = self.live.take() else {
             return false;
         };
@@ -269,8 +314,22 @@ impl Fs {
 
     /// Whether another request can be dealt with; without a daemon all are refused.
     fn has_room(&self, queue: usize) -> bool {
-        let shared = self.daemon.as_ref().and_then(|d| d.shared.as_ref());
-        shared.is_none_or(|shared| shared.rings[queue].has_room())
+        self.shared()
+            .is_none_or(|shared| shared.rings[queue].has_room())
+    }
+
+    fn shared(&self) -> Option<&Shared> {
+        self.daemon.as_ref()?.shared.as_ref()
+    }
+
+    fn tell_idle(&self) {
+        let idle = |shared: &Shared| shared.rings.iter().all(BackendRing::is_idle);
+        if let Some(held) = &self.held
+            && self.shared().is_none_or(idle)
+        {
+            // Whoever waits needs to hear it once.
+            let _ = held.try_send(());
+        }
     }
 
     /// Gives the current chain to the daemon; `false`: it makes no sense or there is none.
@@ -393,6 +452,8 @@ impl VirtioDevice for Fs {
     fn activate(&mut self, driver: Driver) {
         let queues: Option<[_; QUEUES]> = driver.queues.try_into().ok();
         self.driver += 1;
+        // A daemon that has not come by now does not come.
+        self.saved = SavedFs::default();
         self.live = queues.map(|queues| Live {
             rings: queues.map(|queue| Ring::new(queue, self.ram)),
             interrupt: driver.interrupt,
@@ -404,7 +465,7 @@ impl VirtioDevice for Fs {
         self.live = None;
     }
 
-    /// Only without a daemon: it may have requests.
+    /// Only when the daemon, if there is one, has no request: see [`Fs::hold`].
     fn park(&mut self) -> Option<Vec<Queue>> {
         let live = self.live.take()?;
         Some(live.rings.into_iter().map(Ring::into_queue).collect())
@@ -413,6 +474,8 @@ impl VirtioDevice for Fs {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::sync_channel;
+
     use super::super::testing::{Seen, TestDaemon};
     use super::*;
     use crate::devices::virtio::testing::{BUFFERS, TestDriver};
@@ -429,10 +492,14 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
+            let (daemon, backend) = TestDaemon::new();
+            Self::with(daemon, backend)
+        }
+
+        fn with(daemon: TestDaemon, backend: Backend<OwnedFd>) -> Self {
             let ram = TestDriver::memory();
             let lost = sys::event().unwrap();
             let mut device = Fs::new(ram, lost.try_clone().unwrap(), Arc::default());
-            let (daemon, backend) = TestDaemon::new();
             device.attach(backend).unwrap();
             let driver = TestDriver::start(ram, &mut device);
             Self {
@@ -626,6 +693,70 @@ mod tests {
         let seen = bench.daemon.next(1).unwrap();
         bench.daemon.answer(1, &seen, &[1; 16]);
         bench.device.called(1, 1);
+        assert_eq!(bench.used(1), Some((head, 16)));
+    }
+
+    #[test]
+    fn a_daemon_goes_on_behind_another_device() {
+        let (daemon, backend) = TestDaemon::new();
+        let files = backend.borrow().into_list().into_iter();
+        let kept = files.map(|file| file.try_clone_to_owned().unwrap());
+        let kept = Backend::from_list(kept.collect()).unwrap();
+        let mut bench = Bench::with(daemon, backend);
+        let first = bench.ask(1, &request(15, 1, 80), 4096);
+        bench.device.process();
+        let (sender, idle) = sync_channel(1);
+        bench.device.hold(sender);
+        let second = bench.ask(1, &request(15, 2, 80), 4096);
+        assert!(!bench.device.process());
+        assert!(idle.try_recv().is_err(), "the daemon has a request");
+        let seen = bench.daemon.next(1).unwrap();
+        assert_eq!(bench.daemon.next(1), None, "it takes no more of them");
+        bench.daemon.answer(1, &seen, &[1; 16]);
+        assert!(!bench.device.called(1, 1));
+        assert_eq!(bench.used(1), Some((first, 16)));
+        idle.try_recv().unwrap();
+
+        let saved = bench.device.save();
+        assert_eq!(saved.made, Some([0, 1]));
+        let queues = bench.device.park().unwrap();
+        let lost = sys::event().unwrap();
+        let mut device = Fs::new(bench.driver.ram, lost, Arc::default());
+        device.restore(saved);
+        device.attach(kept).unwrap();
+        device.activate(Driver {
+            queues,
+            features: FEATURES,
+            interrupt: Arc::clone(&bench.driver.interrupt),
+        });
+        bench.device = device;
+        assert!(!bench.device.process());
+        let seen = bench.daemon.next(1).unwrap();
+        bench.daemon.answer(1, &seen, &[2; 16]);
+        assert!(!bench.device.called(1, 1));
+        assert_eq!(bench.used(1), Some((second, 16)));
+        assert_eq!(bench.device.take_loss(), None);
+        assert_eq!(bench.device.save().made, Some([0, 2]));
+    }
+
+    #[test]
+    fn who_waits_for_a_daemon_that_dies_is_told() {
+        let mut bench = Bench::new();
+        bench.ask(1, &request(15, 1, 80), 4096);
+        bench.device.process();
+        let (sender, idle) = sync_channel(1);
+        bench.device.hold(sender);
+        assert!(idle.try_recv().is_err());
+        bench.device.hung_up(1);
+        idle.try_recv().unwrap();
+        assert!(bench.device.is_lost());
+        // Later requests are refused when it is released.
+        let head = bench.ask(1, &request(15, 2, 80), 4096);
+        bench.used(1);
+        bench.device.process();
+        assert_eq!(bench.used(1), None);
+        bench.device.release();
+        bench.device.process();
         assert_eq!(bench.used(1), Some((head, 16)));
     }
 

@@ -52,7 +52,8 @@ fn failed(step: &'static str) -> impl Fn(vhost::Error) -> HandshakeError {
     move |source| HandshakeError::Talk { step, source }
 }
 
-/// Agrees with the daemon at the other end of `socket` on queues in a new arena.
+/// Agrees with the daemon at the other end of `socket`, which is connected to its vhost-user
+/// socket and is not used for anything else, on queues in a new arena.
 pub fn connect(socket: BorrowedFd<'_>) -> Result<Backend<OwnedFd>, HandshakeError> {
     let socket = UnixStream::from(socket.try_clone_to_owned()?);
     socket.set_nonblocking(false)?;

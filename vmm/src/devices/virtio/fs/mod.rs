@@ -9,6 +9,7 @@ mod config;
 mod device;
 mod handshake;
 mod metrics;
+mod persist;
 mod ring;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -17,3 +18,4 @@ pub use backend::Backend;
 pub use device::{AttachError, Fs};
 pub use handshake::{HandshakeError, connect};
 pub use metrics::{FsCounters, FsStats};
+pub use persist::SavedFs;

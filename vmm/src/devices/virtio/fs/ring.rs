@@ -60,16 +60,26 @@ pub struct Ring<T> {
 }
 
 impl<T> Ring<T> {
-    /// An empty queue.
-    pub fn new(place: Place, base: u64) -> Self {
+    /// A queue after so many requests, all of them answered.
+    pub fn new(place: Place, base: u64, made: u16) -> Self {
         Self {
             place,
             base,
             slots: (0..place.count).map(|_| None).collect(),
             busy: 0,
-            made: 0,
-            taken: 0,
+            made,
+            taken: made,
         }
+    }
+
+    /// How many requests it has had.
+    pub fn made(&self) -> u16 {
+        self.made
+    }
+
+    /// Whether all are answered.
+    pub fn is_idle(&self) -> bool {
+        self.busy == 0
     }
 
     /// Whether there is a slot for another request.
