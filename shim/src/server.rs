@@ -85,6 +85,9 @@ async fn serve(flags: &Flags, listener: UnixListener) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("handling signals")?;
     tokio::select! {
         () = pod.wait_end() => {}
+        () = pod.wait_forgotten() => {
+            tracing::warn!(id = flags.id, "nobody has asked for a pod: the shim ends");
+        }
         _ = terminate.recv() => pod.terminate().await,
         _ = interrupt.recv() => pod.terminate().await,
     }

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +36,10 @@ const MAX_SPEC: u64 = 32 << 20;
 /// for lost that comes together with the connection's end.
 const FAREWELL: Duration = Duration::from_millis(500);
 
+/// How long containerd may take from our start to its first use of us. It takes milliseconds; a
+/// node under load may stand still for seconds.
+const CLAIM_TIME: Duration = Duration::from_secs(60);
+
 /// A pod and whether containerd is done with it.
 pub struct Pod {
     namespace: String,
@@ -46,6 +51,8 @@ pub struct Pod {
     shared: OnceLock<Arc<SharedPod>>,
     /// Held while the sandbox is made.
     starting: tokio::sync::Mutex<()>,
+    /// A sandbox or container was asked for.
+    claimed: AtomicBool,
     /// containerd asked for the end while something was left.
     ending: watch::Sender<End>,
 }
@@ -71,6 +78,7 @@ impl Pod {
             sandbox: Mutex::new(None),
             shared: OnceLock::new(),
             starting: tokio::sync::Mutex::new(()),
+            claimed: AtomicBool::new(false),
             ending: watch::Sender::new(End::No),
         }
     }
@@ -199,6 +207,7 @@ impl Pod {
 
     /// Makes a sandbox while everybody else who needs it settled waits.
     async fn making<T>(&self, make: impl Future<Output = Result<T>>) -> Result<T> {
+        self.claimed.store(true, Ordering::Relaxed);
         let starting = self.starting.lock().await;
         let made = make.await;
         drop(starting);
@@ -372,6 +381,15 @@ impl Pod {
         let _ = ending.wait_for(|end| *end == End::Now).await;
     }
 
+    /// Waits until nobody can be expected to ask for a pod any more: containerd, or our `start`,
+    /// was killed before containerd had learnt of this process.
+    pub async fn wait_forgotten(&self) {
+        sleep(CLAIM_TIME).await;
+        if self.claimed.load(Ordering::Relaxed) {
+            std::future::pending().await
+        }
+    }
+
     fn end_if_idle(&self) {
         let idle = self.starting.try_lock().is_ok()
             && self.slot().is_none()
@@ -465,6 +483,15 @@ mod tests {
         pod.retire().await;
         assert!(!matches!(*pod.ending.borrow(), End::Now));
         pod.wait_end().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_nobody_uses_ends() {
+        pod().wait_forgotten().await;
+        let pod = pod();
+        pod.making(async { Ok(()) }).await.unwrap();
+        let waited = tokio::time::timeout(2 * CLAIM_TIME, pod.wait_forgotten());
+        assert!(waited.await.is_err(), "it is used");
     }
 
     #[tokio::test]
