@@ -32,7 +32,7 @@ dpkg-deb -x "$work"/linux-source-6.12_*.deb "$work/deb"
 tar -C "$work" -xf "$work/deb/usr/src/linux-source-6.12.tar.xz"
 tree=$work/linux-source-6.12
 
-log "guest kernel: building (about 4 minutes on 2 cores)"
+log "guest kernel: building (4 to 8 minutes on 2 cores)"
 make -C "$tree" -s tinyconfig >&2
 (cd "$tree" && scripts/kconfig/merge_config.sh -m .config "$fragment" >/dev/null)
 make -C "$tree" -s olddefconfig >&2
