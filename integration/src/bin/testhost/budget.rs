@@ -1,10 +1,11 @@
 //! The gate: a short bench of the cases that have a budget, which fails when one is
-//! exceeded.
+//! exceeded twice.
 
 use std::path::Path;
 
 use anyhow::Context;
 use integration::perf::budget::{Budget, Line};
+use integration::perf::report::Findings;
 use integration::testbed::{Config, repository};
 
 use crate::bench;
@@ -22,31 +23,52 @@ pub fn run(file: Option<&str>) -> anyhow::Result<i32> {
     let here = || path.display().to_string();
     let text = std::fs::read_to_string(&path).with_context(here)?;
     let budget = Budget::parse(&text).with_context(here)?;
-    let cases = budget.cases().collect::<Vec<_>>().join(",");
+    let cases: Vec<_> = budget.cases().collect();
+    let findings = measure(&cases)?;
+    bench::keep("budget.json", &findings)?;
+    let broken = broken(&budget, &cases, &findings);
+    if broken.is_empty() {
+        return Ok(0);
+    }
+    // What another test host beside this one holds up is seldom held up twice.
+    println!("\nagain: {}", broken.join(", "));
+    let findings = measure(&broken)?;
+    bench::keep("budget_again.json", &findings)?;
+    let broken = self::broken(&budget, &broken, &findings);
+    if broken.is_empty() {
+        return Ok(0);
+    }
+    println!(
+        "budgets in {} are not kept: {}",
+        path.display(),
+        broken.join(", ")
+    );
+    Ok(1)
+}
+
+/// Runs these cases in a new test host.
+fn measure(cases: &[&str]) -> anyhow::Result<Findings> {
     let arguments = [
         ("--runs", RUNS.to_string()),
         ("--warm-up", WARM_UP.to_string()),
-        ("--cases", cases),
+        ("--cases", cases.join(",")),
     ];
     let arguments = arguments
         .into_iter()
         .flat_map(|(name, value)| [name.to_owned(), value])
         .collect();
-    let findings = bench::measure(Config::with_joey()?, arguments)?;
-    bench::keep("budget.json", &findings)?;
+    bench::measure(Config::with_joey()?, arguments)
+}
 
-    let lines = budget.lines(&findings);
+/// Prints the budgets of these cases; those of them that exceed one.
+fn broken<'a>(budget: &Budget, cases: &[&'a str], findings: &Findings) -> Vec<&'a str> {
+    let mut lines = budget.lines(findings);
+    lines.retain(|line| cases.contains(&line.case.as_str()));
     println!("{}", Line::head());
     for line in &lines {
         println!("{line}");
     }
-    let broken = lines.iter().filter(|line| !line.is_kept()).count();
-    if broken > 0 {
-        println!(
-            "{broken} of {} budgets in {} are not kept",
-            lines.len(),
-            path.display()
-        );
-    }
-    Ok(i32::from(broken > 0))
+    lines.retain(|line| !line.is_kept());
+    let is_broken = |case: &&&str| lines.iter().any(|line| line.case == **case);
+    cases.iter().filter(is_broken).copied().collect()
 }
