@@ -8,61 +8,71 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # What runs in the background ends with us.
 trap 'trap - INT TERM; kill 0' INT TERM
-ways=(2.1-podsandbox 2.1-shim 1.7-podsandbox
-    2.1-joey-runc 2.1-joey-runc-shim 1.7-joey-runc 2.1-runc-joey 1.7-runc-joey)
-brief=(2.1-shim 1.7-podsandbox 2.1-joey-runc 2.1-joey-runc-shim 2.1-runc-joey)
+ways="2.1-podsandbox 2.1-shim 1.7-podsandbox
+    2.1-joey-runc 2.1-joey-runc-shim 1.7-joey-runc 2.1-runc-joey 1.7-runc-joey"
+export brief="2.1-shim 1.7-podsandbox 2.1-joey-runc 2.1-joey-runc-shim 2.1-runc-joey"
 
 # Made before: two cargos would wait for each other.
 cargo test --workspace --no-run
 if [ "${1:-}" = all ]; then
     cargo build --release -p integration --bin bench --bin testhost
 fi
-rm -f target/e2e-*.log
+rm -f target/{suite,alone,budgets}.log target/e2e-*.log
 
 # e2e WAY EXTENT: one run, whose output is kept for later.
 e2e() {
     JOEY_E2E=$1 JOEY_E2E_EXTENT=$2 cargo test --workspace --test e2e >"target/e2e-$1.log" 2>&1
 }
-# show WAY...: what they printed.
-show() {
-    for way in "$@"; do
-        # It is not there when one before it failed.
-        [ -e "target/e2e-$way.log" ] || continue
-        printf '\n== end to end, %s\n' "$way"
-        cat "target/e2e-$way.log"
-    done
+whole() { e2e "$1" whole; }
+
+# part NAME: one of four that `all` has, the longest first. The first prints as it goes, what
+# the others print is kept for later.
+part() {
+    case $1 in
+    suite) JOEY_E2E_PART=together cargo test --workspace 2>&1 | tee target/suite.log ;;
+    brief)
+        failed=0
+        for way in $brief; do e2e "$way" brief || failed=1; done
+        return "$failed"
+        ;;
+    alone) JOEY_E2E_PART=alone cargo test --workspace --test e2e >target/alone.log 2>&1 ;;
+    budgets) target/release/testhost budget >target/budgets.log 2>&1 ;;
+    esac
+}
+export -f e2e whole part
+
+# deal FUNCTION WORD...: calls FUNCTION with each word, two at a time.
+deal() {
+    # Unlike a command in the foreground, this is interrupted by a signal.
+    printf '%s\n' "${@:2}" | xargs -P 2 -I{} bash -euo pipefail -c "$1 {}" &
+    wait "$!"
 }
 
+# show LOG WHAT: prints what was kept.
+show() {
+    printf '\n== %s\n' "$2"
+    grep -sv '^bench: .* round' "target/$1.log" || true
+}
+
+status=0
 case ${1:-} in
 all)
-    (for way in "${brief[@]}"; do e2e "$way" brief || exit; done) &
-    others=$!
-    cargo test --workspace &
-    suite=$!
-    status=0
-    # Unlike a command in the foreground, this is interrupted by a signal. The budgets go where
-    # one of the two has ended, whichever is the shorter.
-    wait -n -p first "$suite" "$others" || status=$?
-    target/release/testhost budget >target/budget.log 2>&1 &
-    budget=$!
-    if [ "$first" = "$suite" ]; then last=$others; else last=$suite; fi
-    wait "$last" || status=$?
-    wait "$budget" || status=$?
-    printf '\n== budgets\n'
-    grep -v '^bench: .* round' target/budget.log || true
-    show "${brief[@]}"
-    exit "$status"
+    deal part suite brief alone budgets || status=$?
+    show budgets 'budgets'
+    show alone 'end to end, what changes the host'
+    ways=$brief
     ;;
 matrix)
-    export -f e2e
-    status=0
-    printf '%s\n' "${ways[@]}" | xargs -P 2 -I{} bash -c 'e2e {} whole' &
-    wait "$!" || status=$?
-    show "${ways[@]}"
-    exit "$status"
+    deal whole $ways || status=$?
     ;;
 *)
     echo "usage: test.sh all|matrix" >&2
     exit 2
     ;;
 esac
+for way in $ways; do show "e2e-$way" "end to end, $way"; done
+if [ "$status" != 0 ]; then
+    printf '\n== failed\n'
+    grep -sE ' FAILED|TOO MUCH|NOT MEASURED|^error|^testhost: ' target/*.log || true
+fi
+exit "$status"

@@ -1,7 +1,8 @@
 //! End to end: containerd, crictl and a registry in the test host drive pods
 //! through joey's handler, in one of the combinations of containerd, its ways to
-//! drive a sandbox, and what pods run on ([`integration::combination`]). After all of them the leak checker looks for what
-//! they left; it must come last, hence the harness of our own.
+//! drive a sandbox, and what pods run on ([`integration::combination`]). After all of
+//! them the leak checker looks for what they left; it must come last, hence the harness
+//! of our own.
 
 mod bad_input;
 mod checkpoint;
@@ -30,6 +31,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 /// Says how much of the suite runs: `brief`, `usual` (without it) or `whole`.
 const EXTENT: &str = "JOEY_E2E_EXTENT";
+
+/// Says which part of that: `together`, the tests that could run side by side, or `alone`,
+/// those that change the host under everybody's feet. Both without it.
+const PART: &str = "JOEY_E2E_PART";
 
 /// What `brief` leaves: whatever depends on how containerd drives a sandbox.
 const BRIEF: [&str; 14] = [
@@ -164,16 +169,25 @@ fn is_chosen(trial: &Trial) -> bool {
     }
 }
 
+/// Whether this run has a part of the suite.
+fn has_part(part: &str) -> bool {
+    match std::env::var(PART).as_deref() {
+        Err(_) => true,
+        Ok(only @ ("together" | "alone")) => only == part,
+        Ok(other) => panic!("{PART} is {other:?}, but must be together or alone"),
+    }
+}
+
 fn main() {
     let mut arguments = Arguments::from_args();
     // The test host has one CPU, emulated where KVM is missing: side by side the
     // tests would only wait for each other.
     arguments.test_threads.get_or_insert(1);
-    let chosen = |trials: Vec<Trial>| {
-        let chosen = trials.into_iter().filter(is_chosen);
-        chosen.map(fitting).collect()
+    let chosen = |part, trials: Vec<Vec<Trial>>| {
+        let chosen = trials.into_iter().flatten().filter(is_chosen);
+        chosen.filter(|_| has_part(part)).map(fitting).collect()
     };
-    let trials = [
+    let together = vec![
         pods::trials(),
         exec::trials(),
         streams::trials(),
@@ -194,10 +208,9 @@ fn main() {
         cri::prepare();
         leaks::snapshot()
     });
-    let together = libtest_mimic::run(&arguments, chosen(trials.into_iter().flatten().collect()));
-    // These change the host under everybody's feet, so they never run side by side.
+    let together = libtest_mimic::run(&arguments, chosen("together", together));
     arguments.test_threads = Some(1);
-    let alone = [
+    let alone = vec![
         resources::alone(),
         life::alone(),
         templates::alone(),
@@ -205,7 +218,7 @@ fn main() {
         bad_input::trials(),
         faults::trials(),
     ];
-    let alone = libtest_mimic::run(&arguments, chosen(alone.into_iter().flatten().collect()));
+    let alone = libtest_mimic::run(&arguments, chosen("alone", alone));
     let last = libtest_mimic::run(&arguments, leaks::trials(before));
     if [together, alone, last]
         .iter()
