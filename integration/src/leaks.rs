@@ -46,6 +46,9 @@ pub const KINDS: [(&str, &str); 9] = [
     ),
 ];
 
+/// Where processes are in [`KINDS`].
+const PROCESSES: usize = 0;
+
 /// Looks at what is left, which may go by itself: containerd removes things in the background,
 /// and a shim whose pod has ended may still make VMs for the next ones.
 const LOOKS: u32 = 120;
@@ -68,19 +71,45 @@ pub fn snapshot<E>(mut shell: impl FnMut(&str) -> Result<String, E>) -> Result<S
         .collect()
 }
 
-/// Each kind of which two snapshots differ, with both listings.
+/// The host once no process of joey's runs, or when one has not ended for long: what a shim whose
+/// pod has ended does still, nobody has left behind afterwards. Blocks.
+///
+/// # Errors
+/// Those of `shell`.
+pub fn at_rest<E>(mut shell: impl FnMut(&str) -> Result<String, E>) -> Result<Snapshot, E> {
+    for _ in 0..LOOKS {
+        let snapshot = snapshot(&mut shell)?;
+        if snapshot[PROCESSES].is_empty() {
+            return Ok(snapshot);
+        }
+        sleep(LOOK_AGAIN);
+    }
+    snapshot(shell)
+}
+
+/// Each kind of which there is more afterwards, with both listings. What has gone is no leak.
 pub fn differences(before: &Snapshot, after: &Snapshot) -> Vec<(&'static str, String)> {
     KINDS
         .iter()
         .zip(before.iter().zip(after))
-        .filter(|(_, (before, after))| before != after)
+        .filter(|(_, (before, after))| has_more(before, after))
         .map(|((kind, _), (before, after))| {
             (*kind, format!("{kind}\nbefore:\n{before}\nafter:\n{after}"))
         })
         .collect()
 }
 
-/// What two snapshots differ in once all is gone that goes by itself; what leaks stays. Blocks.
+/// Whether a line is there, or there more often, that was not before.
+fn has_more(before: &str, after: &str) -> bool {
+    let mut known: Vec<&str> = before.lines().collect();
+    let mut is_known = |line: &str| {
+        let place = known.iter().position(|it| *it == line);
+        place.map(|place| known.swap_remove(place)).is_some()
+    };
+    !after.lines().all(&mut is_known)
+}
+
+/// What there is more of once all is gone that goes by itself; what leaks stays. Blocks.
 ///
 /// # Errors
 /// Those of `shell`.
@@ -95,4 +124,39 @@ pub fn settled<E>(
         sleep(LOOK_AGAIN);
     }
     Ok(differences(before, &snapshot(&mut shell)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_there_more_often_is_a_leak() {
+        for (before, after, leaks) in [
+            ("", "", false),
+            ("a\nb", "b\na", false),
+            ("a\nb", "b", false),
+            ("a", "a\na", true),
+            ("a", "b", true),
+            ("", "a", true),
+        ] {
+            let filled = |text: &str| vec![text.to_owned(); KINDS.len()];
+            let found = differences(&filled(before), &filled(after));
+            assert_eq!(found.len(), if leaks { KINDS.len() } else { 0 }, "{after}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_at_rest_without_processes() {
+        let mut running = 2;
+        let Ok(snapshot) = at_rest(|script| {
+            let is_first = script.starts_with(KINDS[PROCESSES].1);
+            running -= u32::from(is_first && running > 0);
+            let listing = if is_first && running > 0 { "joey" } else { "" };
+            Ok::<_, std::convert::Infallible>(listing.to_owned())
+        });
+        assert_eq!(running, 0);
+        assert_eq!(snapshot[PROCESSES], "");
+        assert_eq!(KINDS[PROCESSES].0, "processes");
+    }
 }

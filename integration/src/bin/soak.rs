@@ -58,7 +58,7 @@ async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     // What the first pods leave for all later ones is no growth.
     wave(&arguments, 0, arguments.at_once).await?;
-    let before = leaks::snapshot(shell)?;
+    let before = leaks::at_rest(shell)?;
     let mut samples = vec![Sample::take(0)?];
     let mut done = 0;
     while done < arguments.pods {
@@ -72,8 +72,7 @@ async fn main() -> anyhow::Result<()> {
         }
     }
     println!("{}", serde_json::to_string_pretty(&samples)?);
-    let after = leaks::snapshot(shell)?;
-    let left = leaks::differences(&before, &after);
+    let left = leaks::settled(&before, shell)?;
     anyhow::ensure!(left.is_empty(), "left behind: {left:?}");
     flat(&samples)
 }

@@ -8,6 +8,12 @@ use libtest_mimic::Trial;
 use crate::cri::sh;
 use crate::trial;
 
+/// The host before the first test.
+pub fn at_rest() -> Snapshot {
+    let Ok(snapshot) = leaks::at_rest(|script| Ok::<_, Infallible>(sh(script)));
+    snapshot
+}
+
 /// The host as it is now.
 pub fn snapshot() -> Snapshot {
     let Ok(snapshot) = leaks::snapshot(|script| Ok::<_, Infallible>(sh(script)));

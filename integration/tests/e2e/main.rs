@@ -206,7 +206,7 @@ fn main() {
     ];
     let before = (!arguments.list).then(|| {
         cri::prepare();
-        leaks::snapshot()
+        leaks::at_rest()
     });
     let together = libtest_mimic::run(&arguments, chosen("together", together));
     arguments.test_threads = Some(1);

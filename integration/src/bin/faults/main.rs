@@ -51,7 +51,7 @@ async fn main() -> anyhow::Result<()> {
     let mut rounds = Rounds::new(cri.clone(), containerd, &arguments.handler)?;
     // Also makes what the first pod of a host leaves for all later ones.
     rounds.calibrate().await.context("a life without a fault")?;
-    let before = leaks::snapshot(host::shell)?;
+    let before = leaks::at_rest(host::shell)?;
 
     let mut tally = BTreeMap::<String, (u32, u32)>::new();
     for number in arguments.first..arguments.first + arguments.rounds {
