@@ -1,12 +1,12 @@
 //! Where a program hangs on an interface.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 
 use crate::attach::Remains;
 use crate::clsact::Filter;
-use crate::loader::{self, BpfError, CounterMap, Program};
+use crate::loader::{self, BpfError, CounterMap, Link, Program};
 use crate::netlink::{Netlink, NetlinkError};
 
 /// How the programs are attached.
@@ -32,9 +32,9 @@ pub enum HookKind {
 #[derive(Debug)]
 pub(crate) enum Hook {
     Clsact(Filter),
-    /// Ends with its descriptor.
+    /// Ends when it is dropped.
     Tcx {
-        _link: OwnedFd,
+        _link: Link,
     },
 }
 

@@ -16,6 +16,7 @@ const BPF_MAP_LOOKUP_ELEM: c_long = 1;
 const BPF_MAP_UPDATE_ELEM: c_long = 2;
 const BPF_PROG_LOAD: c_long = 5;
 const BPF_LINK_CREATE: c_long = 28;
+const BPF_LINK_DETACH: c_long = 34;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -225,10 +226,26 @@ impl AsFd for CounterMap {
     }
 }
 
+/// A program that is attached until this is dropped, or this process is killed.
+#[derive(Debug)]
+pub(crate) struct Link(OwnedFd);
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Closing it is not enough: a child of ours that has not executed its program yet holds
+        // all our descriptors too. What the kernel refuses is detached already.
+        let attributes = LinkDetach {
+            link_fd: self.0.as_raw_fd() as u32,
+        };
+        // SAFETY: `attributes` holds no pointers.
+        let _ = unsafe { bpf(BPF_LINK_DETACH, &attributes) };
+    }
+}
+
 /// Attaches `program` where frames arrive at the interface `index` of the
 /// calling thread's namespace, after the programs already there. The link
-/// ends with its descriptor or with the interface.
-pub(crate) fn attach_tcx(program: BorrowedFd, index: u32) -> Result<OwnedFd, BpfError> {
+/// ends with the interface too.
+pub(crate) fn attach_tcx(program: BorrowedFd, index: u32) -> Result<Link, BpfError> {
     let attributes = LinkCreate {
         prog_fd: program.as_raw_fd() as u32,
         target: index,
@@ -239,7 +256,8 @@ pub(crate) fn attach_tcx(program: BorrowedFd, index: u32) -> Result<OwnedFd, Bpf
         expected_revision: 0,
     };
     // SAFETY: `attributes` holds no pointers.
-    unsafe { bpf_fd(BPF_LINK_CREATE, &attributes) }.map_err(BpfError::Tcx)
+    let link = unsafe { bpf_fd(BPF_LINK_CREATE, &attributes) };
+    link.map(Link).map_err(BpfError::Tcx)
 }
 
 /// The socket that [`LOOPBACK`] steers connections to.
@@ -376,6 +394,11 @@ struct LinkCreate {
     relative_fd: u32,
     padding: u32,
     expected_revision: u64,
+}
+
+#[repr(C)]
+struct LinkDetach {
+    link_fd: u32,
 }
 
 /// The system call.

@@ -2,7 +2,7 @@
 
 mod bed;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +14,7 @@ use bed::{Bed, HOST_MAC, MTU, Netns, PATIENCE, POD_MAC, POD_V4, POD_V6, mac_text
 use network::{Attachment, Endpoint, HookKind, Options, Traffic, VNET_HEADER_BYTES, attach};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 /// How long an answer may take that must not come.
 const MOMENT: Duration = Duration::from_millis(300);
@@ -59,6 +60,32 @@ fn pings_reach_the_tap_and_answers_come_back() {
 #[test]
 fn pings_pass_with_links() {
     ping_both(HookKind::Tcx);
+}
+
+/// As a child has all our descriptors between its fork and its program.
+#[test]
+fn links_end_though_somebody_else_has_them() {
+    let bed = Bed::new();
+    let attachment = attached(&bed.pod, HookKind::Tcx);
+    let held = links_of_this_process();
+    assert!(held.len() >= 2, "one for each direction");
+    attachment.detach().unwrap();
+    assert!(bed.host.ping(POD_V4.parse().unwrap(), PATIENCE));
+}
+
+fn links_of_this_process() -> Vec<OwnedFd> {
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).unwrap();
+    fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .flatten()
+        .filter(|entry| {
+            let what = fs::read_link(entry.path()).unwrap_or_default();
+            what.to_string_lossy().contains("bpf_link")
+        })
+        .map(|entry| entry.file_name().to_str().unwrap().parse().unwrap())
+        // Another test may have closed its own meanwhile.
+        .filter_map(|fd| pidfd_getfd(&this, fd, PidfdGetfdFlags::empty()).ok())
+        .collect()
 }
 
 #[test]
